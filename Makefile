@@ -1,0 +1,85 @@
+# Every target works alone on a fresh clone: it makes .venv, installs, and runs.
+# The second time the stamp files say that nothing is left to install.
+
+# The first Python that runs, is supported and can make a virtual environment. A name
+# on PATH proves nothing: it may be a shim with no interpreter behind it.
+PROBE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3 python,\
+	$(shell $(name) -c '$(PROBE)' 2>/dev/null && echo $(name))))
+
+BIN := .venv/bin
+# pip when uv is not there; both install into .venv and nowhere else.
+INSTALL = $(if $(shell command -v uv),uv pip install -q --python $(BIN)/python,\
+	$(BIN)/python -m pip install -q --disable-pip-version-check)
+# constraints.txt holds what ran on Python 3.11; it says nothing about another one.
+CONSTRAIN = $$($(BIN)/python -c 'import sys; \
+	print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+
+PYTEST_ARGS ?=
+# The recipe of `make demo`.
+SCENES ?= 600
+
+.PHONY: help venv test parity real lint demo clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make venv    create .venv and install the project and its test tools'
+	@echo 'make test    run the tests; parity tests are skipped without torch'
+	@echo 'make parity  install torch and run the parity tests'
+	@echo 'make real    run the tests on real data (DIFFUP_REALDATA names the folder)'
+	@echo 'make lint    ruff check and ruff format --check'
+	@echo 'make demo    draw scenes, train, evaluate, and show the gallery'
+	@echo 'make clean   remove .venv and the caches; runs/ stays'
+	@echo 'Variables: PYTHON (3.11 or 3.12), PYTEST_ARGS, SCENES'
+
+venv: .venv/.installed
+
+# The stamp is written last, so a broken or half-made .venv is never taken for whole.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  test -n '$(PYTHON)' || { \
+	    echo 'No Python 3.11 or 3.12 with venv found; name one: make PYTHON=...' >&2; \
+	    exit 1; }; \
+	  echo 'Creating .venv with $(PYTHON)'; \
+	  '$(PYTHON)' -m venv --clear .venv; }
+	@test -n "$(CONSTRAIN)" || \
+	  echo 'Not Python 3.11: installing by the bounds in pyproject.toml'
+	@echo 'Installing the project into .venv (once; about 1.3 GB)'
+	@$(INSTALL) $(CONSTRAIN) -e '.[test]'
+	@touch $@
+
+# pip even where uv is: a folder with torch's CPU wheel may be known to pip alone.
+.venv/.installed-parity: .venv/.installed
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAIN) \
+	  -e '.[test,parity]'
+	@touch $@
+
+.venv/.installed-lint: .venv/.installed
+	@$(INSTALL) $(CONSTRAIN) ruff
+	@touch $@
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -q --ignore=tests/real --ignore=tests/bench $(PYTEST_ARGS)
+
+parity: .venv/.installed-parity
+	$(BIN)/python -m pytest -q tests/parity $(PYTEST_ARGS)
+
+real: .venv/.installed
+	$(BIN)/python -m pytest -q tests/real $(PYTEST_ARGS)
+
+lint: .venv/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Scenes that are there are kept, and training goes on from its last checkpoint.
+demo: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+demo: .venv/.installed
+	$(BIN)/python -m data_prep.make_scenes --out runs/scenes --images $(SCENES) \
+	  --size 256 --seed 0
+	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
+	$(BIN)/python eval.py --config configs/quickstart.py --workdir runs/quickstart \
+	  --output runs/quickstart/results.json
+	@echo 'Results: runs/quickstart/results.json   Gallery: runs/quickstart/gallery'
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .mypy_cache

@@ -1,0 +1,120 @@
+"""The one home of every default. The other configs change what they must.
+
+Any value can be set on the command line: `--config.train.steps=100`. Unknown keys are
+refused. Paths may hold environment variables.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """COCO-20i fold 0, ResNet-50: the full benchmark."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            # "diffup", or "prior": the training-free method (eval.py only).
+            "method": "diffup",
+            "backbone": {
+                "name": "resnet50",
+                # A path, "random" by name, or "" for weights shipped with the package.
+                "weights": "",
+            },
+            "data": {
+                # "coco": COCO instances JSON; "label_map": integer label images.
+                "source": "coco",
+                "root": "data/coco",
+                # Where test episodes come from; "" = root.
+                "test_root": "",
+                "train_split": "train2014",
+                "test_split": "val2014",
+                "fold": 0,
+                # Images are resized to squares of this many pixels.
+                "image_size": 384,
+                # Share of an image a class must cover to count in it; 0 = any pixel.
+                "min_area": 0.0,
+                # Crowd regions: "hsnet" or "ignore" (see diffup_jax/data/coco.py).
+                "crowd": "hsnet",
+                # Share of training images kept aside for validation on base classes.
+                "val_fraction": 0.05,
+                # Processes that decode images; 0 = in the training process.
+                "workers": 2,
+            },
+            "augment": {
+                # Probability of a horizontal flip.
+                "flip": 0.5,
+                # Side of the crop relative to the image; above 1 zooms out.
+                "scale": (0.5, 1.2),
+                # The crop's two sides differ by a factor of up to this, at least 1.
+                "aspect": 1.25,
+                # Largest relative changes of colour, and the chance of a grey image.
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "saturation": 0.3,
+                "hue": 0.03,
+                "grey": 0.05,
+            },
+            "prior": {
+                # Backbone levels; () = the backbone's own choice.
+                "levels": (),
+                "temperature": 0.05,
+                "fusion_temperature": 0.1,
+                "grid_stride": 8,
+                "affinity_stride": 16,
+            },
+            "decoder": {"size": "B", "mask_stride": 4, "query_rgb": True},
+            "process": {"signal_scale": 1.0, "condition_strength": 0.0},
+            "sampler": {"steps": 4, "eta": 1.0, "samples": 1, "warm_start": False},
+            "losses": {
+                "time_bias": 2.0,
+                "pure_noise": 0.3,
+                "from_own": 0.4,
+                "from_prior": 0.35,
+                "self_conditioning": 0.5,
+                "prior_dropout": 0.2,
+                "prior_gamma": 0.3,
+                "dice": 1.0,
+                "error": 0.2,
+                "quality": 0.2,
+            },
+            "train": {
+                "steps": 60_000,
+                "batch_size": 32,
+                "max_shots": 5,
+                "cues": ("mask", "box", "scribble", "point"),
+                "learning_rate": 5e-4,
+                "warmup_steps": 500,
+                "weight_decay": 1e-2,
+                "clip_norm": 1.0,
+                "ema_decay": 0.9995,
+                "log_every": 50,
+                "val_every": 2000,
+                "val_episodes": 200,
+                "checkpoint_every": 1000,
+                # Checkpoints kept; the newest ones.
+                "keep": 3,
+                # True on clusters of several hosts: jax.distributed.initialize().
+                "multi_host": False,
+            },
+            "eval": {
+                "cues": ("mask", "box", "scribble", "point"),
+                "shots": (1, 5),
+                "episodes": 1000,
+                # "hsnet": the published sampling; "clean": balanced, no repeats.
+                "protocol": "hsnet",
+                "batch_size": 8,
+                "seed": 0,
+                # Episodes shown in gallery.html; 0 = no gallery.
+                "gallery": 24,
+            },
+        }
+    )
+
+
+def with_fold(config: ConfigDict, fold: str | None) -> ConfigDict:
+    """`--config FILE:FOLD` sets the fold."""
+    if fold is not None:
+        config.data.fold = int(fold)
+    return config
+
+
+__all__ = ["config_dict", "get_config", "with_fold"]

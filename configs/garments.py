@@ -1,0 +1,35 @@
+"""Real street photographs with pixel labels; `--config configs/garments.py:FOLD`.
+
+Base classes of train.txt train, novel classes of test.txt test. SqueezeNet 1.1.
+"""
+
+from configs import common
+
+
+def get_config(fold=None):
+    config = common.get_config()
+    config.backbone.name = "squeezenet1_1"
+    config.backbone.weights = (
+        "$DIFFUP_REALDATA/weights/squeezenet_v1_1_notop_hwio.npz"
+    )
+    config.data.source = "label_map"
+    config.data.root = "$DIFFUP_REALDATA/garments"
+    config.data.train_split = "train"
+    config.data.test_split = "test"
+    config.data.min_area = 0.01
+    config.data.val_fraction = 0.1
+    config.decoder.size = "S"
+    config.decoder.mask_stride = 6
+    config.train.steps = 1500
+    config.train.batch_size = 12
+    config.train.max_shots = 1
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 100
+    config.train.ema_decay = 0.998
+    config.train.log_every = 10
+    config.train.val_every = 500
+    config.train.val_episodes = 120
+    config.train.checkpoint_every = 250
+    config.eval.episodes = 400
+    config.eval.protocol = "clean"
+    return common.with_fold(config, fold)

@@ -1,0 +1,27 @@
+"""The embedded scenes with the embedded backbone: `make demo`. Minutes on 2 cores."""
+
+from configs import common
+
+
+def get_config(fold=None):
+    config = common.get_config()
+    config.backbone.name = "tiny"
+    config.data.root = "runs/scenes"
+    config.data.train_split = "train"
+    config.data.test_split = "val"
+    config.data.image_size = 192
+    config.data.val_fraction = 0.1
+    config.decoder.size = "S"
+    config.train.steps = 600
+    config.train.batch_size = 12
+    config.train.max_shots = 1
+    config.train.learning_rate = 2e-3
+    config.train.warmup_steps = 50
+    config.train.ema_decay = 0.99
+    config.train.log_every = 10
+    config.train.val_every = 300
+    config.train.val_episodes = 100
+    config.train.checkpoint_every = 200
+    config.eval.episodes = 200
+    config.eval.protocol = "clean"
+    return common.with_fold(config, fold)

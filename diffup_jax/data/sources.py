@@ -1,0 +1,194 @@
+"""What a set of labelled images must answer, and how one is opened.
+
+A source knows its classes, the fold in which each is novel, which images contain which
+class, and the pixels. Episodes, cues and the pipeline see nothing else of a data set,
+so a new benchmark is one more reader behind `open_source`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from diffup_jax.data import coco, label_maps
+from diffup_jax.types import DiffUpError
+
+KINDS = ("coco", "label_map")
+ROLES = ("base", "novel")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Labelled images. Class index = position in `class_names`, from 0.
+
+    `class_folds[c]` is the fold in which class c is novel. `root` is the folder that
+    was opened, for messages and reports.
+    """
+
+    name: str
+    root: str
+    class_names: tuple[str, ...]
+    class_folds: tuple[int, ...]
+
+    def image_ids(self, class_id: int) -> tuple[str, ...]:
+        """The images that contain the class, in a fixed order without repeats."""
+
+    def image(self, image_id: str) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB pixels."""
+
+    def mask(
+        self, image_id: str, class_id: int
+    ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        """(mask, ignore), disjoint; the mask has at least one pixel."""
+
+
+def open_source(
+    kind: str, *, root: str, split: str, min_area: float, crowd: str
+) -> Source:
+    """Opens the images of one split.
+
+    kind: "coco" (instances JSON) or "label_map" (one label picture per image).
+    root: folder; `~` and environment variables such as `$DATA` are expanded.
+    split: COCO split such as "val2014", or the name of a list file such as "train".
+    min_area: in [0, 1); a class counts in an image only when it covers a larger
+        fraction of it, 0 = any pixel.
+    crowd: "hsnet" or "ignore", how COCO's crowd regions count (see coco.py); label
+        maps have no such regions.
+
+    Raises DiffUpError for an unknown kind, a min_area out of range, a root that does
+    not exist, and for everything the readers find wrong in the files.
+    """
+    readers = {
+        "coco": (coco.open_coco, coco.LAYOUT),
+        "label_map": (label_maps.open_label_maps, label_maps.LAYOUT),
+    }
+    if kind not in readers:
+        raise DiffUpError(f"unknown data kind {kind!r}; expected one of {KINDS}.")
+    if not 0 <= min_area < 1:
+        raise DiffUpError(
+            f"min_area is {min_area}; expected a fraction of the image in [0, 1), "
+            "for example 0.01 for one per cent."
+        )
+    if crowd not in coco.CROWD:
+        raise DiffUpError(f"unknown crowd rule {crowd!r}; expected {coco.CROWD}.")
+    reader, layout = readers[kind]
+    folder = _expand(root, layout)
+    if kind == "coco":
+        return reader(folder, split=split, min_area=min_area, crowd=crowd)
+    return reader(folder, split=split, min_area=min_area)
+
+
+def fold_classes(source: Source, fold: int, *, role: str) -> tuple[int, ...]:
+    """The class indices of a fold that have images, in increasing order.
+
+    role "novel": the classes of the fold; "base": all others. Raises DiffUpError for
+    an unknown role or fold, and when no such class has an image.
+    """
+    if role not in ROLES:
+        raise DiffUpError(f"unknown role {role!r}; expected one of {ROLES}.")
+    folds = sorted(set(source.class_folds))
+    if fold not in folds:
+        raise DiffUpError(f"{source.name} has no fold {fold}; its folds are {folds}.")
+    classes = tuple(
+        index
+        for index, home in enumerate(source.class_folds)
+        if (home == fold) == (role == "novel") and source.image_ids(index)
+    )
+    if not classes:
+        raise DiffUpError(
+            f"{source.name} (in {source.root}) has no image of any {role} class of "
+            f"fold {fold}; use another split or fold, or a smaller min_area."
+        )
+    return classes
+
+
+def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
+    """Two views of a source with disjoint images: (kept, held out).
+
+    About `fraction` in (0, 1) of the images are held out. An image's side depends on
+    its id alone, so it never changes between runs, machines or sizes of the data set.
+    """
+    if not 0 < fraction < 1:
+        raise DiffUpError(f"hold-out fraction is {fraction}; expected one in (0, 1).")
+    sides: tuple[list[tuple[str, ...]], list[tuple[str, ...]]] = ([], [])
+    for class_id in range(len(source.class_names)):
+        ids = source.image_ids(class_id)
+        held = {i for i in ids if _unit_hash(i) < fraction}
+        sides[0].append(tuple(i for i in ids if i not in held))
+        sides[1].append(tuple(i for i in ids if i in held))
+    kept, held_out = (_View(source, tuple(side)) for side in sides)
+    return kept, held_out
+
+
+def require_images(source: Source, classes: Sequence[int], shots: int) -> None:
+    """Raises DiffUpError unless each class has a query and `shots` other images."""
+    for class_id in classes:
+        images = len(source.image_ids(class_id))
+        if images < shots + 1:
+            raise DiffUpError(
+                f"class {class_id} ({source.class_names[class_id]}) of {source.name} "
+                f"has {images} image(s) but {shots}-shot episodes need {shots + 1} "
+                "(supports and query differ). Use fewer shots, a smaller min_area, "
+                "or add images of this class."
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _View:
+    """A source with some of its images out of sight."""
+
+    source: Source
+    by_class: tuple[tuple[str, ...], ...]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def root(self) -> str:
+        return self.source.root
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @property
+    def class_folds(self) -> tuple[int, ...]:
+        return self.source.class_folds
+
+    def image_ids(self, class_id: int) -> tuple[str, ...]:
+        return self.by_class[class_id]
+
+    def image(self, image_id: str) -> np.ndarray:
+        return self.source.image(image_id)
+
+    def mask(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.source.mask(image_id, class_id)
+
+
+def _expand(root: str, layout: str) -> Path:
+    expanded = os.path.expanduser(os.path.expandvars(root))
+    told = f"{root!r}" if expanded == root else f"{root!r} (expanded: {expanded!r})"
+    if "$" in expanded:
+        raise DiffUpError(
+            f"the data root {told} names an environment variable that is not set. "
+            f"Set it, or give the folder itself. Expected layout: {layout}"
+        )
+    if not root or not Path(expanded).is_dir():
+        raise DiffUpError(
+            f"the data root {told} is not a folder. Give the folder that holds the "
+            f"data set (data.root), or correct the variable. Expected layout: {layout}"
+        )
+    return Path(expanded)
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone, on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

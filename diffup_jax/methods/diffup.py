@@ -1,0 +1,354 @@
+"""F4: DiffUp. The fused prior conditions a diffusion decoder that draws the mask.
+
+Symbols: M the mask at resolution R, s the signal scale, x_0 = s (2M - 1),
+m = s (2 mu - 1), lambda the strength of the condition in the forward process.
+
+    (1) x_t = forward(z, t, eps, lambda m),  z drawn from {own x0_hat, m, x_0}
+    (2) loss = BCE + Dice of the logits against M
+               + lambda_e |e_hat - |clip(x_t/s) - (2M - 1)| / 2|
+               + lambda_q |q_hat - IoU(x_t > 0, M)|
+
+Training from x_0 alone teaches the network to trust x_t, which while sampling carries
+its own mistakes: then every further step made masks worse (measured, see docs). So z is
+what will really be there: the network's own answer or the prior, next to the truth, and
+t leans to noise. The own answer of a first pass, gradients stopped, is also the
+previous x0_hat (self-conditioning, arXiv 2208.04202) in a share of the draws.
+
+One decoder over a frozen backbone, mean/variance condition and priors as intermediate
+states of the chain: arXiv 2407.16182. Losses and draws: this project's choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffup_jax import baft, diffusion, images
+from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.uqdd import UQDD, Decoded
+
+
+@runtime_checkable
+class FusesPriors(Protocol):
+    """What DiffUp needs of the training-free method below it."""
+
+    def init(self, key, episode) -> dict[str, Any]: ...
+    def priors(self, params, episode) -> tuple[baft.Priors, Array]: ...
+    def fuse(self, params, made, episode, keep=None) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSettings:
+    """size: row of uqdd.SIZES; mask_stride: image pixels per mask pixel (h / R)."""
+
+    size: str
+    mask_stride: int
+    query_rgb: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSettings:
+    """The diffusion process.
+
+    signal_scale: s; condition_strength: lambda, 0 = plain DDPM.
+    """
+
+    signal_scale: float
+    condition_strength: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """steps >= 1 of DDIM; eta in [0, 1]; samples >= 1 averaged; warm_start: see (1)."""
+
+    steps: int
+    eta: float
+    samples: int
+    warm_start: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """What training draws and how it weighs.
+
+    time_bias: t = u^(1/time_bias); 1 = uniform, larger = nearer to noise.
+    pure_noise: share of draws at t = 1 exactly.
+    from_own, from_prior: shares of z in equation (1); the rest is the truth.
+    self_conditioning: share of draws that see the previous x0_hat.
+    prior_dropout: probability of leaving out each (level, operator) pair.
+    prior_gamma: standard deviation of log gamma in the distortion P -> P^gamma.
+    dice, error, quality: weights of the loss terms.
+    """
+
+    time_bias: float
+    pure_noise: float
+    from_own: float
+    from_prior: float
+    self_conditioning: float
+    prior_dropout: float
+    prior_gamma: float
+    dice: float
+    error: float
+    quality: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffUp:
+    """The method. `params` is {"backbone": frozen, "decoder": trained}."""
+
+    prior: FusesPriors
+    decoder: DecoderSettings
+    process: ProcessSettings
+    sampler: SamplerSettings
+    losses: LossSettings
+    trainable: tuple[str, ...] = ("decoder",)
+
+    def init(self, key: Key[Array, ""], episode: Episode) -> dict[str, Any]:
+        """Fresh decoder next to the backbone's weights.
+
+        Raises:
+          DiffUpError: if the image size does not fit the mask stride.
+        """
+        r = self._resolution(episode.query.shape[1:3])
+        maps = jnp.zeros((1, *r))
+        inputs = (
+            maps,
+            maps,
+            jnp.zeros((1, *r, 3)),
+            maps,
+            jnp.ones((1,)),
+            jnp.zeros((1, *r, 2)),
+        )
+        decoder = jax.jit(self._network.init)(key, *inputs)["params"]
+        return {**self.prior.init(key, episode), "decoder": decoder}
+
+    def loss(
+        self, params: dict, keys: Key[Array, " b"], episode: Episode
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Mean over episodes and ways of equation (2); no collective inside.
+
+        Args:
+          keys: one per episode, so that the draws do not depend on the batch.
+        """
+        s = self.process.signal_scale
+        draws = _Draws(keys)
+        state = jax.lax.stop_gradient(self._prepare(params, episode, draws))
+        target, valid = state["target"], state["valid"]
+        apply = lambda p, name, *a: self._network.apply(  # noqa: E731
+            {"params": p}, *a, method=name
+        )
+        condition = apply(
+            params["decoder"], "condition", *(state[x] for x in _CONDITION)
+        )
+        b, n = episode.query_mask.shape[:2]
+        shape = (n, *target.shape[1:])
+        shift = self.process.condition_strength * s * (2 * state["mean"] - 1)
+        prior = s * (2 * state["mean"] - 1)
+        truth = s * (2 * target - 1)
+
+        def draw(name, f, *tail):
+            """One draw per episode and way, flattened to [b n, ...]."""
+            drawn = draws(name, f, (n, *tail))
+            return drawn.reshape(b * n, *tail)
+
+        u = draw("time", jax.random.uniform)
+        t = jnp.where(
+            draw("pure", jax.random.uniform) < self.losses.pure_noise,
+            1.0,
+            u ** (1 / self.losses.time_bias),
+        )
+        # First pass: the network's own answer from a noisier time, as in the chain.
+        t_first = t + (1 - t) * draw("first", jax.random.uniform)
+        noise = draw("noise first", jax.random.normal, *shape[1:])
+        x_first = diffusion.forward(prior, t_first, noise=noise, shift=shift)
+        frozen = jax.lax.stop_gradient((params["decoder"], condition))
+        nothing = jnp.zeros((*target.shape, 2))
+        first = apply(frozen[0], "denoise", frozen[1], x_first / s, t_first, nothing)
+        own = jax.lax.stop_gradient(jnp.tanh(first.logits / 2))
+
+        which = draw("source", jax.random.uniform)[:, None, None]
+        z = jnp.where(which < self.losses.from_own, s * own, prior)
+        z = jnp.where(
+            which < self.losses.from_own + self.losses.from_prior, z, truth
+        )
+        noise = draw("noise", jax.random.normal, *shape[1:])
+        x = diffusion.forward(z, t, noise=noise, shift=shift)
+        seen = draw("self", jax.random.uniform) < self.losses.self_conditioning
+        previous = self._previous(own, state["affinity"])
+        previous = jnp.where(seen[:, None, None, None], previous, 0.0)
+        out = apply(params["decoder"], "denoise", condition, x / s, t, previous)
+        return self._terms(out, x / s, target, valid)
+
+    def predict(
+        self, params: dict, keys: Key[Array, " b"], episode: Episode
+    ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
+        """Samples masks and averages them.
+
+        Returns:
+          probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
+          "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
+          "spread" (standard deviation over samples; zero for one sample).
+        """
+        size = episode.query.shape[1:3]
+        b, n = episode.query_mask.shape[:2]
+        samples = self.sampler.samples
+        state = self._prepare(params, episode, None)
+        apply = lambda name, *a: self._network.apply(  # noqa: E731
+            {"params": params["decoder"]}, *a, method=name
+        )
+        condition = apply("condition", *(state[x] for x in _CONDITION))
+        start = self._start(apply, state["mean"])
+        repeat = lambda x: jnp.repeat(x, samples, axis=0)  # noqa: E731
+        condition = jax.tree.map(repeat, condition)
+        mean, affinity = repeat(state["mean"]), repeat(state["affinity"])
+        s = self.process.signal_scale
+        shift = self.process.condition_strength * s * (2 * mean - 1)
+        split = jax.vmap(lambda key: jax.random.split(key, (n * samples, 2)))(keys)
+        split = split.reshape(b * n * samples, 2)
+        noise = diffusion.normal(split[:, 0], mean.shape[1:])
+        times = diffusion.times(repeat(start), steps=self.sampler.steps)
+        x = diffusion.forward(s * (2 * mean - 1), times[0], noise=noise, shift=shift)
+
+        def denoise(x, t, previous):
+            facts = self._previous(previous / s, affinity)
+            out = apply("denoise", condition, x / s, t, facts)
+            return s * jnp.tanh(out.logits / 2)
+
+        x, _ = diffusion.sample(
+            denoise,
+            x,
+            times=times,
+            keys=split[:, 1],
+            shift=shift,
+            eta=self.sampler.eta,
+        )
+        prob = images.resize_maps((x / s + 1) / 2, size)
+        prob = prob.reshape(b, n, samples, *size)
+        mean_prob = prob.mean(axis=2)
+        full = lambda x: images.resize_maps(x, size).reshape(b, n, *size)  # noqa: E731
+        maps = {
+            "prior_mean": full(state["mean"]),
+            "prior_variance": full(state["variance"]),
+            "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
+            "spread": prob.std(axis=2),
+        }
+        return mean_prob, maps
+
+    @property
+    def _network(self) -> UQDD:
+        return UQDD(self.decoder.size, self.decoder.query_rgb)
+
+    def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.decoder.mask_stride
+        if any(x % (8 * stride) for x in size):
+            raise DiffUpError(
+                f"image size {size[0]}x{size[1]} does not fit decoder.mask_stride="
+                f"{stride}: the decoder halves the mask three times, so the size must "
+                f"be a multiple of {8 * stride}. Set config.data.image_size or "
+                "config.decoder.mask_stride accordingly."
+            )
+        return size[0] // stride, size[1] // stride
+
+    def _prepare(self, params, episode, draws) -> dict[str, Array]:
+        """Everything the decoder sees, at R, ways folded into the batch [b n ...]."""
+        r = self._resolution(episode.query.shape[1:3])
+        b, n = episode.query_mask.shape[:2]
+        made = self.prior.priors(params, episode)
+        keep = None
+        if draws is not None:
+            made, keep = self._disturb(made, draws)
+        fused = self.prior.fuse(params, made, episode, keep)
+        rgb = images.resize(images.to_float(episode.query), r)
+        ways = lambda x: jnp.repeat(x, n, axis=0)  # noqa: E731
+        fold = lambda x: x.reshape(b * n, *x.shape[2:])  # noqa: E731
+        return {
+            "mean": images.resize_maps(fold(fused.mean), r),
+            "variance": images.resize_maps(fold(fused.variance), r),
+            "rgb": ways(rgb),
+            "affinity": ways(fused.affinity),
+            "target": images.area_average(fold(episode.query_mask), r),
+            "valid": ways(
+                images.area_average(episode.query_valid.astype(jnp.float32), r)
+            ),
+        }
+
+    def _disturb(self, made, draws):
+        """Prior dropout and the monotone distortion: no backbone's histogram stays."""
+        priors, last = made
+        l, o = priors.maps.shape[2:4]
+        u = draws("keep", jax.random.uniform, (l, o))
+        # The luckiest pair always stays: an episode without priors teaches nothing.
+        best = u == u.max(axis=(1, 2), keepdims=True)
+        keep = (u > self.losses.prior_dropout) | best
+        gamma = draws("gamma", jax.random.normal, priors.maps.shape[1:5])
+        gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
+        # P = 0 stays 0 for every gamma; the floor keeps the power finite.
+        maps = jnp.where(
+            priors.maps > 0, jnp.maximum(priors.maps, 1e-6) ** gamma, 0.0
+        )
+        return (priors._replace(maps=maps), last), keep
+
+    def _previous(self, x0, affinity) -> Float[Array, "b p q 2"]:
+        """Previous x0_hat in [-1, 1] and its propagation by query self-affinity."""
+        side = int(affinity.shape[-1] ** 0.5)
+        coarse = images.resize_maps(x0, (side, side))
+        flat = jnp.einsum("bxy,by->bx", affinity, coarse.reshape(len(x0), -1))
+        propagated = images.resize_maps(flat.reshape(coarse.shape), x0.shape[1:])
+        return jnp.stack([x0, propagated], axis=-1)
+
+    def _start(self, apply, mean) -> Float[Array, " b"]:
+        """First time of the chain: 1, or the warm start matched to DQM's estimate."""
+        if not self.sampler.warm_start:
+            return jnp.ones(len(mean))
+        quality = apply("quality", 2 * mean - 1)
+        foreground = (mean > 0.5).mean(axis=(1, 2))
+        return diffusion.matched_time(
+            quality, foreground, scale=self.process.signal_scale
+        )
+
+    def _terms(self, out: Decoded, x, target, valid):
+        """Equation (2), each term averaged over the batch."""
+        pixels = jnp.maximum(valid.sum(axis=(1, 2)), 1e-6)
+
+        def over_pixels(values):
+            return ((values * valid).sum(axis=(1, 2)) / pixels).mean()
+
+        logits = out.logits
+        bce = jnp.logaddexp(0.0, logits) - target * logits
+        prob = jax.nn.sigmoid(logits)
+        overlap = (prob * target * valid).sum(axis=(1, 2))
+        mass = ((prob + target) * valid).sum(axis=(1, 2))
+        shown = jnp.clip(x, -1, 1)
+        error = jnp.abs(shown - (2 * target - 1)) / 2
+        hard, truth = (x > 0) * valid, (target > 0.5) * valid
+        union = jnp.maximum(hard, truth).sum(axis=(1, 2))
+        iou = (hard * truth).sum(axis=(1, 2)) / jnp.maximum(union, 1e-6)
+        terms = {
+            "bce": over_pixels(bce),
+            "dice": (1 - (2 * overlap + 1) / (mass + 1)).mean(),
+            "error": over_pixels(jnp.abs(out.error - error)),
+            "quality": jnp.abs(out.quality - iou).mean(),
+        }
+        weights = {name: getattr(self.losses, name) for name in list(terms)[1:]}
+        loss = terms["bce"] + sum(weights[name] * terms[name] for name in weights)
+        return loss, terms
+
+
+_CONDITION = ("mean", "variance", "rgb")
+
+
+class _Draws:
+    """Named random draws, one key per episode: adding one changes no other."""
+
+    def __init__(self, keys: Key[Array, " b"]):
+        self._keys = keys
+
+    def __call__(self, name: str, draw, shape: tuple[int, ...]) -> Array:
+        number = sum(ord(letter) * 31**i for i, letter in enumerate(name)) % (2**31)
+        return jax.vmap(
+            lambda key: draw(jax.random.fold_in(key, number), shape)
+        )(self._keys)

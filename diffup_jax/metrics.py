@@ -1,0 +1,348 @@
+"""F1: metrics as a small mergeable state: zero -> update -> merge -> compute.
+
+On the device, once per batch, `score` turns pixels into whole numbers; on the host
+everything is addition, so splitting a run and merging the parts changes nothing.
+
+A way's prediction is the argmax over {background, way 1..n}: with independent
+foreground maps the background scores 1 - max_n prob, so way j is predicted where its
+prob is the (first) largest of the ways and exceeds 1/2. For one way: prob > 1/2.
+
+Per episode and way, b in {0 background, 1 foreground}, ignored pixels removed from
+both sides (the published evaluation of HSNet, arXiv 2104.01538):
+
+    (1) I_b = #(pred = truth = b)        U_b = #(pred = b) + #(truth = b) - I_b
+    (2) IoU(c)  = 100 sum_e I_1[e, c] / max(sum_e U_1[e, c], 1)    dataset IoU of c
+    (3) mIoU    = mean over the fold's classes of IoU(c); one never met counts as 0
+    (4) FB-IoU  = 100 mean over b of  sum_c I_b / max(sum_c U_b, 1)
+
+The prior mean is kept as a histogram of truth over 256 bins. 256 v is exact in binary
+floating point, so the mIoU of "prior >= k/256" is exact for k = 0..255; its maximum is
+an optimistic baseline, for the threshold is chosen on the scored episodes themselves.
+Variance and uncertainty are kept as histograms of error over logarithmic bins (32 to
+the octave, from 2^-20 to 1), from which the area under the ROC curve of "this pixel is
+wrong" follows, pooled over all valid pixels, ties counted half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from diffup_jax.types import DiffUpError, Episode
+
+PRIOR_BINS = 256
+# A float32's leading bits are its exponent and 5 bits of mantissa: shifting the other
+# 18 away gives 32 bins to the octave, monotone and without a logarithm's rounding.
+_ERROR_SHIFT, _ERROR_OCTAVES = 18, 20
+_ERROR_FIRST = (127 - _ERROR_OCTAVES) << (23 - _ERROR_SHIFT)
+ERROR_BINS = _ERROR_OCTAVES << (23 - _ERROR_SHIFT)
+
+
+class Counts(NamedTuple):
+    """What `score` answers for a batch; the axis of size 2 is the b of equation (1).
+
+    `prior` counts pixels by (truth, bin): bin 0 holds those that another way's prior
+    wins, bin 1 + j values in [j/256, (j+1)/256). The other two count by (wrong, bin).
+    """
+
+    intersection: Int[Any, "b n 2"]
+    union: Int[Any, "b n 2"]
+    prior: Int[Any, "b n 2 bins"]
+    variance: Int[Any, "b 2 error_bins"]
+    uncertainty: Int[Any, "b 2 error_bins"]
+    finite: Bool[Any, " b"]
+
+
+class State(NamedTuple):
+    """All that a run is reduced to; one row e per episode and way, sorted.
+
+    `classes` the fold's class indices, sorted; `prior` is summed by class, `variance`
+    and `uncertainty` over everything.
+    """
+
+    classes: Int[np.ndarray, " c"]
+    episode: Int[np.ndarray, " e"]
+    way: Int[np.ndarray, " e"]
+    class_id: Int[np.ndarray, " e"]
+    intersection: Int[np.ndarray, "e 2"]
+    union: Int[np.ndarray, "e 2"]
+    foreground: Int[np.ndarray, " e"]
+    prior: Int[np.ndarray, "c 2 bins"]
+    variance: Int[np.ndarray, "2 error_bins"]
+    uncertainty: Int[np.ndarray, "2 error_bins"]
+
+
+class Scores(NamedTuple):
+    """The answers; IoU in percent, AUROC in [0, 1] or None when all pixels are alike.
+
+    `per_class` and `episodes` follow the fold's classes; `absent` lists the classes
+    never met, which count as 0 in `miou`. `everything_foreground` is the mIoU of
+    predicting foreground everywhere, what a method has to beat first.
+    """
+
+    miou: float
+    fb_iou: float
+    per_class: Float[np.ndarray, " c"]
+    episodes: Int[np.ndarray, " c"]
+    absent: tuple[int, ...]
+    prior_miou: float
+    prior_threshold: float
+    everything_foreground: float
+    auroc_variance: float | None
+    auroc_uncertainty: float | None
+
+
+@jax.jit
+def score(
+    prob: Float[Array, "b n h w"],
+    maps: Mapping[str, Float[Array, "b n h w"]],
+    episode: Episode,
+) -> Counts:
+    """Counts of a batch. `maps` needs prior_mean, prior_variance and uncertainty.
+
+    `prob` and the maps are at the query's size, `prob` and the prior mean in [0, 1].
+    An episode with a NaN or an infinity in any of them answers `finite` False.
+    """
+    prob = prob.astype(jnp.float32)
+    mean, variance, uncertainty = (
+        maps[name].astype(jnp.float32)
+        for name in ("prior_mean", "prior_variance", "uncertainty")
+    )
+    truth = episode.query_mask > 0.5
+    valid = jnp.broadcast_to(episode.query_valid[:, None], truth.shape)
+    pred = _wins(prob) & (prob > 0.5)
+
+    intersection, union = [], []
+    for is_b, truth_b in ((~pred, ~truth), (pred, truth)):
+        intersection.append(jnp.sum(is_b & truth_b & valid, axis=(2, 3)))
+        union.append(jnp.sum((is_b | truth_b) & valid, axis=(2, 3)))
+
+    level = jnp.clip(jnp.floor(mean * PRIOR_BINS), 0, PRIOR_BINS - 1)
+    level = jnp.where(_wins(mean), level.astype(jnp.int32) + 1, 0)
+    wrong = pred != truth
+    by_error = [
+        _histogram(_log_bin(values), wrong, valid, ERROR_BINS).sum(axis=1)
+        for values in (variance, uncertainty)
+    ]
+    finite = [
+        jnp.all(jnp.isfinite(values), axis=(1, 2, 3))
+        for values in (prob, mean, variance, uncertainty)
+    ]
+    return Counts(
+        intersection=jnp.stack(intersection, axis=-1),
+        union=jnp.stack(union, axis=-1),
+        prior=_histogram(level, truth, valid, PRIOR_BINS + 1),
+        variance=by_error[0],
+        uncertainty=by_error[1],
+        finite=jnp.all(jnp.stack(finite), axis=0),
+    )
+
+
+def zero(classes: Sequence[int]) -> State:
+    """The empty state of a fold. Raises DiffUpError for none or repeated classes."""
+    known = np.unique(np.asarray(classes, np.int64))
+    if not len(known) or len(known) != len(classes):
+        raise DiffUpError(
+            f"the fold's classes are {list(classes)}; expected at least one class, "
+            "each once: pass the list of the fold"
+        )
+    none = np.zeros(0, np.int64)
+    pairs = np.zeros((0, 2), np.int64)
+    prior = np.zeros((len(known), 2, PRIOR_BINS + 1), np.int64)
+    error = np.zeros((2, ERROR_BINS), np.int64)
+    return State(known, none, none, none, pairs, pairs, none, prior, error, error)
+
+
+def update(
+    state: State,
+    counts: Counts,
+    *,
+    numbers: Sequence[int],
+    class_id: Int[np.ndarray, "real n"],
+) -> State:
+    """Add the first `len(numbers)` episodes of a batch; the rest is padding.
+
+    `numbers` are the episodes' places in the evaluation list, `class_id` their classes.
+    Raises DiffUpError for a class outside the fold, for an episode scored twice and
+    for a prediction that is not finite.
+    """
+    numbers = np.asarray(numbers, np.int64)
+    class_id = np.asarray(class_id, np.int64)
+    real, ways = class_id.shape
+    counts = Counts(*(np.asarray(part)[:real].astype(np.int64) for part in counts))
+    if not counts.finite.all():
+        raise DiffUpError(
+            f"the prediction of episode {numbers[counts.finite == 0][0]} holds a NaN "
+            "or an infinity, expected finite numbers: check the weights and the "
+            "checkpoint"
+        )
+    strange = np.setdiff1d(class_id, state.classes)
+    if len(strange):
+        raise DiffUpError(
+            f"an episode asks for class {strange[0]}, expected one of the fold's "
+            f"{state.classes.tolist()}: the episode list belongs to another fold"
+        )
+    prior = np.zeros_like(state.prior)
+    rows = np.searchsorted(state.classes, class_id).reshape(-1)
+    np.add.at(prior, rows, counts.prior.reshape(-1, *prior.shape[1:]))
+    batch = State(
+        classes=state.classes,
+        episode=np.repeat(numbers, ways),
+        way=np.tile(np.arange(ways), real),
+        class_id=class_id.reshape(-1),
+        intersection=counts.intersection.reshape(-1, 2),
+        union=counts.union.reshape(-1, 2),
+        foreground=counts.prior[:, :, 1].sum(axis=-1).reshape(-1),
+        prior=prior,
+        variance=counts.variance.sum(axis=0),
+        uncertainty=counts.uncertainty.sum(axis=0),
+    )
+    return merge(state, batch)
+
+
+def merge(first: State, second: State) -> State:
+    """Both states' episodes; order and grouping of merges are irrelevant.
+
+    Raises DiffUpError when the folds differ or an episode is in both.
+    """
+    if not np.array_equal(first.classes, second.classes):
+        raise DiffUpError(
+            f"cannot merge results over classes {first.classes.tolist()} with results "
+            f"over {second.classes.tolist()}: merge only parts of one fold"
+        )
+    joined = [
+        np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in ("episode", "way", "class_id", "intersection", "union")
+    ]
+    foreground = np.concatenate([first.foreground, second.foreground])
+    order = np.lexsort((joined[1], joined[0]))
+    keys = np.stack(joined[:2], axis=-1)[order]
+    twice = np.flatnonzero((keys[1:] == keys[:-1]).all(axis=-1))
+    if len(twice):
+        raise DiffUpError(
+            f"episode {keys[twice[0], 0]} was scored twice; expected every episode "
+            "once: merge only disjoint parts of a run"
+        )
+    return State(
+        first.classes,
+        *(values[order] for values in joined),
+        foreground[order],
+        first.prior + second.prior,
+        first.variance + second.variance,
+        first.uncertainty + second.uncertainty,
+    )
+
+
+def compute(state: State) -> Scores:
+    """All scores of equations (2)-(4), the prior's best threshold and the AUROCs.
+
+    Of equally good thresholds the lowest is reported.
+    """
+    rows = np.searchsorted(state.classes, state.class_id)
+    intersection, union = np.zeros((2, len(state.classes), 2), np.int64)
+    np.add.at(intersection, rows, state.intersection)
+    np.add.at(union, rows, state.union)
+    episodes = np.bincount(rows, minlength=len(state.classes))
+    per_class = _percent(intersection[:, 1], union[:, 1])
+
+    # Predicted pixels at threshold k are those of bins k + 1 and above.
+    above = np.cumsum(state.prior[:, :, :0:-1], axis=-1)[:, :, ::-1]
+    truth = state.prior[:, 1].sum(axis=-1)
+    by_threshold = _percent(above[:, 1], truth[:, None] + above[:, 0]).mean(axis=0)
+    best = int(np.argmax(by_threshold))
+    everything = _percent(truth, state.prior.sum(axis=(1, 2)))
+    return Scores(
+        miou=float(per_class.mean()),
+        fb_iou=float(_percent(intersection.sum(axis=0), union.sum(axis=0)).mean()),
+        per_class=per_class,
+        episodes=episodes,
+        absent=tuple(state.classes[episodes == 0].tolist()),
+        prior_miou=float(by_threshold[best]),
+        prior_threshold=best / PRIOR_BINS,
+        everything_foreground=float(everything.mean()),
+        auroc_variance=_auroc(state.variance),
+        auroc_uncertainty=_auroc(state.uncertainty),
+    )
+
+
+def bootstrap_interval(
+    state: State, *, seed: int, resamples: int
+) -> tuple[float, float]:
+    """95 % percentile interval of the mIoU over resampled episodes, in percent.
+
+    Stratified: within each class its own episodes are drawn with replacement, as many
+    as it has. Otherwise a rare class would vanish from some resamples and count as 0.
+    The classes and the trained weights are taken as given, so the interval speaks of
+    other episodes, not of other classes or trainings; a class with one episode adds no
+    width. With several ways, the ways of an episode are resampled independently.
+    """
+    total = np.zeros(resamples)
+    for class_id in state.classes:
+        own = np.flatnonzero(state.class_id == class_id)
+        if not len(own):
+            continue
+        # Seeded per class: other classes' episode counts leave its draws alone.
+        random = np.random.default_rng((seed, int(class_id)))
+        drawn = own[random.integers(len(own), size=(resamples, len(own)))]
+        intersection = state.intersection[:, 1][drawn].sum(axis=-1)
+        union = state.union[:, 1][drawn].sum(axis=-1)
+        total += _percent(intersection, union)
+    low, high = np.percentile(total / len(state.classes), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def episode_ious(state: State) -> Float[np.ndarray, " episodes"]:
+    """Foreground IoU of each episode in percent, in the order of their numbers.
+
+    The mean over the ways whose mask is not empty; NaN where all masks are empty.
+    """
+    numbers, rows = np.unique(state.episode, return_inverse=True)
+    shown = state.foreground > 0
+    ious = _percent(state.intersection[:, 1], state.union[:, 1])
+    total = np.bincount(rows, weights=ious * shown, minlength=len(numbers))
+    ways = np.bincount(rows, weights=shown, minlength=len(numbers))
+    return np.where(ways > 0, total / np.maximum(ways, 1), np.nan)
+
+
+def _wins(values: Float[Array, "b n h w"]) -> Bool[Array, "b n h w"]:
+    ways = jnp.arange(values.shape[1])[None, :, None, None]
+    return jnp.argmax(values, axis=1, keepdims=True) == ways
+
+
+def _log_bin(values: Float[Array, "b n h w"]) -> Int[Array, "b n h w"]:
+    # Negative zero has the sign bit set and would land below; the maximum removes it.
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0.0) + 0.0, jnp.int32)
+    return jnp.clip((bits >> _ERROR_SHIFT) - _ERROR_FIRST, 0, ERROR_BINS - 1)
+
+
+def _histogram(
+    index: Int[Array, "b n h w"],
+    label: Bool[Array, "b n h w"],
+    valid: Bool[Array, "b n h w"],
+    bins: int,
+) -> Int[Array, "b n 2 bins"]:
+    def count(flat):
+        return jnp.zeros(2 * bins + 1, jnp.int32).at[flat].add(1)
+
+    # Ignored pixels go to one bin past the end, which is cut off.
+    flat = jnp.where(valid, label * bins + index, 2 * bins)
+    rows = flat.shape[0] * flat.shape[1]
+    counts = jax.vmap(count)(flat.reshape(rows, -1))
+    return counts[:, :-1].reshape(*flat.shape[:2], 2, bins)
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return 100.0 * part / np.maximum(whole, 1)
+
+
+def _auroc(histogram: Int[np.ndarray, "2 bins"]) -> float | None:
+    right, wrong = histogram.astype(np.float64)
+    if not right.sum() or not wrong.sum():
+        return None
+    below = np.cumsum(right) - right
+    return float(np.sum(wrong * (below + right / 2)) / (right.sum() * wrong.sum()))

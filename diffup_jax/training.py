@@ -1,0 +1,430 @@
+"""F5: a training run, told from top to bottom: data, model, state, step, restore, loop.
+
+A run is a pure function of its config: episode i and its random draws depend on (seed,
+i) only, so a run that was killed and started again ends bit for bit where an
+uninterrupted one does, and the number of devices changes nothing but rounding.
+`make_step` is the only place with a mesh, `shard_map` and `pmean`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from diffup_jax import checkpoint, evaluation
+from diffup_jax import settings as setup
+from diffup_jax.data import episodes, pipeline, sources
+from diffup_jax.methods import Method
+from diffup_jax.settings import Settings, TrainSettings
+from diffup_jax.types import DiffUpError, Episode
+
+# Config keys that a resumed run may change: they alter no number of the training.
+_FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
+_FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
+_FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds: trained parts only, never the frozen backbone."""
+
+    step: Array
+    params: dict[str, Any]
+    average: dict[str, Any]
+    optimiser: Any
+
+
+def train(config: Any, workdir: str) -> TrainState:
+    """Trains, or continues, the run of `config` in `workdir`.
+
+    Writes WORKDIR/checkpoints, metrics.jsonl, TensorBoard events and config.json.
+
+    Raises:
+      DiffUpError: for a config, data, weights or checkpoint that cannot be used, before
+        training starts; for a non-finite loss, leaving the last good checkpoint.
+    """
+    settings = setup.from_config(config)
+    if settings.method == "prior":
+        raise DiffUpError(
+            f"config.method={settings.method!r} has nothing to train; it is scored with "
+            "eval.py. Use --config.method=diffup."
+        )
+    options = settings.train
+    if options.multi_host:
+        jax.distributed.initialize()
+
+    # Data: base classes; some training images are kept aside for validation.
+    source = setup.open_split(settings, "train")
+    base = sources.fold_classes(source, settings.data.fold, role="base")
+    training, held_out = sources.hold_out(source, settings.data.val_fraction)
+    batches = pipeline.iterate(
+        training_batches(settings, training, base), workers=settings.data.workers
+    )
+    validation = _validation_draws(held_out, base, options.val_episodes, settings.seed)
+
+    # Model and state.
+    backbone = setup.make_backbone(settings)
+    method = setup.make_method(settings, backbone)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    tx = optimiser(options)
+    state, frozen = init_state(method, tx, settings, mesh)
+    step = make_step(method, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
+
+    # Restore: the newest complete checkpoint of this very run, if there is one.
+    done = checkpoint.latest_step(workdir)
+    if done is not None:
+        _check_same_run(settings, checkpoint.saved_config(workdir, done), workdir)
+        state, position, _ = checkpoint.restore(workdir, done, template=state)
+        batches.set_state(position)
+    first = done or 0
+    log = Log(workdir, settings, start=first)
+    log.say(_summary(settings, backbone, state, training, base, first))
+
+    # Loop: read metrics one step late, so the device never waits for the host.
+    predict = compiled_predict(method)
+    writer = checkpoint.manager(workdir, keep=options.keep)
+    late: tuple[int, Any] | None = None
+    try:
+        with log.progress(options.steps, first) as bar:
+            for number in range(first + 1, options.steps + 1):
+                episode = place(next(batches), mesh)
+                state, metrics = step(state, frozen, episode)
+                if late is not None:
+                    log.metrics(*late, bar, options)
+                late = (number, metrics)
+                last = number == options.steps
+                if number % options.checkpoint_every == 0 or last:
+                    log.metrics(*late, bar, options)  # never save a spoilt state
+                    late = None
+                    checkpoint.save(
+                        writer,
+                        number,
+                        state=state,
+                        position=batches.get_state(),
+                        config=setup.plain(settings),
+                    )
+                if validation and (number % options.val_every == 0 or last):
+                    score = _validate(
+                        predict,
+                        {**frozen, **state.average},
+                        held_out,
+                        validation,
+                        settings,
+                    )
+                    log.validation(number, score, bar)
+    finally:
+        batches.close()
+        writer.wait_until_finished()
+        writer.close()
+        log.close()
+    return state
+
+
+def training_batches(settings: Settings, source, classes) -> Any:
+    """The run's dataset of training batches, this process's share."""
+    options = settings.train
+    return pipeline.training_dataset(
+        source,
+        classes,
+        seed=settings.seed,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        image_size=settings.data.image_size,
+        max_shots=options.max_shots,
+        cues=options.cues,
+        augment=settings.augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def optimiser(options: TrainSettings) -> optax.GradientTransformation:
+    """AdamW with linear warm-up, cosine decay to zero and clipping by global norm."""
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=options.learning_rate,
+        warmup_steps=min(options.warmup_steps, options.steps - 1),
+        decay_steps=options.steps,
+    )
+    # Norms and biases are not decayed: only kernels have two or more axes.
+    kernels = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(rate, weight_decay=options.weight_decay, mask=kernels),
+    )
+
+
+def init_state(
+    method: Method,
+    tx: optax.GradientTransformation,
+    settings: Settings,
+    mesh: Mesh,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Fresh state and the frozen parts, both on every device."""
+    params = method.init(
+        jax.random.key(settings.seed), setup.example_episode(settings)
+    )
+    trained = {name: params[name] for name in method.trainable}
+    frozen = {name: params[name] for name in params if name not in trained}
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trained,
+        average=jax.tree.map(jnp.copy, trained),
+        optimiser=tx.init(trained),
+    )
+    return jax.device_put((state, frozen), NamedSharding(mesh, P()))
+
+
+def make_step(
+    method: Method,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema_decay: float,
+    seed: int,
+) -> Callable[[TrainState, dict, Episode], tuple[TrainState, dict[str, Array]]]:
+    """The compiled update: episodes are spread over the mesh, gradients averaged.
+
+    Every episode of the global batch has its own key from (seed, step, place), so one
+    device and many draw the same. The state's buffers are reused.
+    """
+
+    def local(params, frozen, keys, episode):
+        def loss(params):
+            return method.loss({**frozen, **params}, keys, episode)
+
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.lax.pmean((grads, {"loss": value, **metrics}), "data")
+
+    spread = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data"), P("data")),
+        out_specs=P(),
+        # pmean makes the results equal on all devices; the checker cannot follow
+        # custom rules through the scanned sampler, so it is left off.
+        check_vma=False,
+    )
+
+    def step(state, frozen, episode):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = jax.random.split(key, episode.query.shape[0])
+        grads, metrics = spread(state.params, frozen, keys, episode)
+        updates, opt = tx.update(grads, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average forgets its random start faster.
+        count = state.step.astype(jnp.float32) + 1
+        decay = jnp.minimum(ema_decay, count / (count + 9))
+        average = jax.tree.map(
+            lambda a, p: a + (1 - decay) * (p - a), state.average, params
+        )
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, average, opt), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def place(episode: Episode, mesh: Mesh) -> Episode:
+    """This process's part of a batch as global arrays spread over the mesh."""
+    sharding = NamedSharding(mesh, P("data"))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x), episode
+    )
+
+
+def compiled_predict(method: Method) -> Callable:
+    """`predict(params, keys, episode)`, compiled; weights are arguments, so swapping
+    weights of one shape compiles nothing."""
+    return jax.jit(method.predict)
+
+
+class Log:
+    """Progress bar, WORKDIR/metrics.jsonl and TensorBoard; only on the first host."""
+
+    def __init__(self, workdir: str, settings: Settings, *, start: int):
+        self._lead = jax.process_index() == 0
+        self._folder = Path(workdir)
+        self._val: float | None = None
+        self._batch = settings.train.batch_size
+        self._clock = (time.monotonic(), start)
+        if not self._lead:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write(
+            self._folder / "config.json",
+            json.dumps(setup.plain(settings), indent=2) + "\n",
+        )
+        # Lines of steps that will be run again would stand there twice.
+        path = self._folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if line]
+            kept = [line for line in lines if _step_of(line) <= start]
+            _write(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=start + 1
+        )
+
+    def say(self, text: str) -> None:
+        if self._lead:
+            print(text, flush=True)
+
+    def progress(self, steps: int, start: int):
+        return tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=not self._lead,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+
+    def metrics(self, step: int, metrics: Any, bar: Any, options: TrainSettings) -> None:
+        """Reads one step's metrics; a non-finite one ends the run."""
+        values = {name: float(value) for name, value in metrics.items()}
+        bar.update(1)
+        if not all(math.isfinite(value) for value in values.values()):
+            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise DiffUpError(
+                f"Training step {step} gave a non-finite number ({shown}). Stopped; the "
+                "last good checkpoint is untouched. Lower config.train.learning_rate "
+                "or config.train.clip_norm and continue in another --workdir."
+            )
+        if step % options.log_every == 0 or step == options.steps:
+            now = time.monotonic()
+            rate = (step - self._clock[1]) * self._batch / max(now - self._clock[0], 1e-9)
+            self._clock = (now, step)
+            values["episodes_per_s"] = rate
+            self._record(step, values)
+            facts = {"loss": f"{values['loss']:.4f}", "episodes/s": f"{rate:.1f}"}
+            if self._val is not None:
+                facts["val mIoU"] = f"{self._val:.1f}"
+            bar.set_postfix(facts, refresh=False)
+
+    def validation(self, step: int, score: dict[str, float], bar: Any) -> None:
+        self._val = score["val_miou"]
+        self._record(step, score)
+        if self._lead:
+            bar.write(
+                f"step {step}: validation on base classes, held-out images: mIoU "
+                f"{score['val_miou']:.1f}, prior at best threshold "
+                f"{score['val_prior_miou']:.1f}"
+            )
+
+    def close(self) -> None:
+        if self._lead:
+            self._file.close()
+            self._board.close()
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        if not self._lead:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+def _validation_draws(source, classes, count: int, seed: int):
+    """1-shot episodes of base classes that have two held-out images."""
+    usable = [c for c in classes if len(source.image_ids(c)) >= 2]
+    if not usable:
+        print(
+            "No base class has two held-out images: no validation. Raise "
+            "config.data.val_fraction to get one.",
+            flush=True,
+        )
+        return ()
+    return episodes.clean_draws(source, usable, shots=1, count=count, seed=seed)
+
+
+def _validate(predict, params, source, draws, settings: Settings) -> dict[str, float]:
+    batches = pipeline.evaluation_batches(
+        source,
+        draws,
+        cue="mask" if "mask" in settings.train.cues else settings.train.cues[0],
+        image_size=settings.data.image_size,
+        batch_size=settings.eval.batch_size,
+        seed=settings.seed,
+        workers=0,
+    )
+    result = evaluation.evaluate(
+        lambda keys, episode: predict(params, keys, episode),
+        jax.random.key(settings.seed),
+        batches,
+        classes=sorted({draw.class_id for draw in draws}),
+        episodes=len(draws),
+        seed=settings.seed,
+        resamples=1,
+    )
+    scores = result.scores
+    return {"val_miou": scores.miou, "val_prior_miou": scores.prior_miou}
+
+
+def _check_same_run(settings: Settings, saved: dict[str, Any], workdir: str) -> None:
+    """A checkpoint is continued only by the config that made it."""
+    now = dict(_flat(setup.plain(settings)))
+    then = dict(_flat(saved))
+    changed = [
+        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+    ]
+    if changed:
+        raise DiffUpError(
+            f"{workdir!r} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nContinue it with its own values, or choose another --workdir."
+        )
+
+
+def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, tree
+
+
+def _summary(settings, backbone, state, source, classes, first) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    lines = [
+        f"backbone {backbone.name}, weights {backbone.weights} ({backbone.digest})",
+        f"decoder {settings.decoder.size}, {count / 1e6:.2f} M parameters",
+        f"data {source.root}: {len(classes)} base classes of fold "
+        f"{settings.data.fold}, images {settings.data.image_size} x "
+        f"{settings.data.image_size}",
+        f"{jax.device_count()} device(s): {jax.devices()[0].device_kind}",
+    ]
+    if first:
+        lines.append(f"continuing after step {first}")
+    return "\n".join(lines)
+
+
+def _step_of(line: str) -> float:
+    """Step of a metrics line; a line cut short by a kill is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text)
+    os.replace(aside, path)

@@ -1,0 +1,74 @@
+"""F3: UAPF, uncertainty-aware prior fusion. Many prior maps become two. No parameters.
+
+Symbols: P_i in [0, 1] a prior map, v_i its validity, r_i its reliability in [-1, 1],
+tau a temperature, f the variance floor of the cue.
+
+    (1) w_i    = v_i exp(r_i / tau) / sum_j v_j exp(r_j / tau)
+    (2) mu     = sum_i w_i P_i
+    (3) var    = min(sum_i w_i (P_i - mu)^2 + f, MAX_VARIANCE)
+    (4) no valid prior: mu = 1/2, var = MAX_VARIANCE
+
+That the priors are turned into a mean and a variance map is DiffUp's
+(arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Largest variance of a value in [0, 1].
+MAX_VARIANCE = 0.25
+
+# Variance that is left when every prior agrees, by index into types.CUES: one lone
+# prior from a point is less certain than one from a mask. Rising; our choice.
+FLOORS = (0.002, 0.005, 0.01, 0.02, 0.03)
+
+
+def fuse(
+    maps: Float[Array, "b n m p q"],
+    valid: Bool[Array, "b n m"],
+    *,
+    reliability: Float[Array, "b n m"],
+    temperature: float,
+    floor: Float[Array, "b n"],
+) -> tuple[Float[Array, "b n p q"], Float[Array, "b n p q"]]:
+    """Equations (1)-(4): mean and variance map over all valid priors."""
+    weights = fusion_weights(valid, reliability, temperature=temperature)
+    mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
+    spread = jnp.einsum(
+        "bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None])
+    )
+    variance = jnp.minimum(spread + floor[:, :, None, None], MAX_VARIANCE)
+    known = valid.any(axis=2)[:, :, None, None]
+    return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)
+
+
+def fusion_weights(
+    valid: Bool[Array, "b n m"],
+    reliability: Float[Array, "b n m"],
+    *,
+    temperature: float,
+) -> Float[Array, "b n m"]:
+    """Equation (1); all zero (not NaN) where nothing is valid."""
+    scores = jnp.where(valid, reliability, -jnp.inf)
+    top = jnp.max(scores, axis=2, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    raw = jnp.where(valid, jnp.exp((scores - top) / temperature), 0.0)
+    return raw / jnp.maximum(raw.sum(axis=2, keepdims=True), 1e-12)
+
+
+def cue_floor(
+    cue_kind: Int[Array, "b n k"],
+    shot_valid: Bool[Array, "b n k"],
+    text_valid: Bool[Array, "b n"],
+) -> Float[Array, "b n"]:
+    """Variance floor of an episode: that of its surest valid cue, text included.
+
+    The surest cue, not the mean: adding a point to a mask must not make the answer
+    less certain.
+    """
+    floors = jnp.asarray(FLOORS)
+    shots = jnp.where(shot_valid, floors[cue_kind], MAX_VARIANCE)
+    text = jnp.where(text_valid, floors[-1], MAX_VARIANCE)
+    return jnp.minimum(shots.min(axis=2, initial=MAX_VARIANCE), text)

@@ -1,0 +1,224 @@
+"""F3: UQDD, the uncertainty-aware query-conditioned diffusion decoder.
+
+The only trained part of DiffUp. It sees maps whose number of channels depends neither
+on the backbone nor on the cues: the fused prior (mean, variance), the RGB query, a
+query self-affinity (a matrix over positions) and its own state (x_t, t, previous
+x0_hat). Everything is at mask resolution R.
+
+    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, RGB])           static
+    (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
+        h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
+    (3) e_hat, q_hat = DQM(x_t);  error map and IoU of what x_t shows
+        h        = h (1 + a_i(q_hat, t)) + b_i(q_hat, t) + c_i e_hat     stage i
+    (4) logits   = U-Net(x_t), 7 stages: 3 down, middle, 3 up; x0_hat = tanh(logits/2)
+
+The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
+DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes and the
+form of (1)-(3) are this project's choice. `condition` holds all that does not depend on
+t, so that a sampler computes it once per episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffup_jax import images
+from diffup_jax.layers import Conv, norm, time_features
+
+# Stage i of the U-Net works at pyramid level STAGE_LEVELS[i]: resolution R / 2^level.
+STAGE_LEVELS = (0, 1, 2, 3, 2, 1, 0)
+
+# Decoder sizes: channels at R, R/2, R/4, R/8. At most 10 M parameters.
+SIZES = {
+    "S": (32, 48, 64, 96),
+    "B": (64, 128, 192, 256),
+    "L": (96, 160, 256, 320),
+}
+
+_HIDDEN = 32  # channels of the condition pyramid and of SCM's hidden layer
+_EMBEDDING = 64  # size of the (q_hat, t) embedding
+
+
+class Decoded(NamedTuple):
+    """logits [b p q]; error [b p q] in [0, 1]; quality [b] in [0, 1]."""
+
+    logits: Float[Array, "b p q"]
+    error: Float[Array, "b p q"]
+    quality: Float[Array, " b"]
+
+
+class UQDD(nn.Module):
+    """The decoder. `size` names a row of SIZES; `query_rgb` shows it the image."""
+
+    size: str
+    query_rgb: bool
+
+    def setup(self):
+        widths = SIZES[self.size]
+        stage_widths = [widths[level] for level in STAGE_LEVELS]
+        self.pyramid = [Conv(_HIDDEN, 3, stride=1 if i == 0 else 2) for i in range(4)]
+        self.pyramid_deep = [Conv(_HIDDEN, 3) for _ in range(4)]
+        self.static = [Conv(_HIDDEN, 1) for _ in STAGE_LEVELS]
+        self.scm = [SCM(width) for width in stage_widths]
+        self.dqm = DQM()
+        self.embed = nn.Dense(_EMBEDDING)
+        self.stem = Conv(widths[0], 3)
+        self.stages = [Stage(width) for width in stage_widths]
+        self.down = [Conv(widths[i + 1], 3, stride=2) for i in range(3)]
+        self.up = [Conv(widths[level], 1) for level in (2, 1, 0)]
+        self.head = Conv(1, 3, kernel_init=nn.initializers.zeros)
+
+    def __call__(
+        self,
+        mean: Float[Array, "b p q"],
+        variance: Float[Array, "b p q"],
+        rgb: Float[Array, "b p q 3"],
+        x: Float[Array, "b p q"],
+        t: Float[Array, " b"],
+        previous: Float[Array, "b p q 2"],
+    ) -> Decoded:
+        """`denoise` after `condition`: what initialisation and one-step use need."""
+        return self.denoise(self.condition(mean, variance, rgb), x, t, previous)
+
+    def quality(self, x: Float[Array, "b p q"]) -> Float[Array, " b"]:
+        """DQM's estimate of IoU(x > 0, M), for the warm start."""
+        return self.dqm(x)[1]
+
+    def condition(
+        self,
+        mean: Float[Array, "b p q"],
+        variance: Float[Array, "b p q"],
+        rgb: Float[Array, "b p q 3"],
+    ) -> tuple[Float[Array, "b _ _ c"], ...]:
+        """Equation (1) and the static half of (2): one map per stage.
+
+        Args:
+          mean: mu in [0, 1] at R; `variance`: sigma^2 in [0, 0.25] at R.
+          rgb: the query in [0, 1] at R; unused without `query_rgb`.
+        """
+        parts = [2 * mean - 1, 2 * jnp.sqrt(variance)]
+        maps = jnp.stack(parts, axis=-1)
+        if self.query_rgb:
+            maps = jnp.concatenate([maps, 2 * rgb - 1], axis=-1)
+        levels = []
+        for conv, deep in zip(self.pyramid, self.pyramid_deep, strict=True):
+            maps = nn.silu(conv(maps))
+            maps = maps + nn.silu(deep(maps))
+            levels.append(maps)
+        return tuple(
+            static(levels[level])
+            for static, level in zip(self.static, STAGE_LEVELS, strict=True)
+        )
+
+    def denoise(
+        self,
+        condition: tuple[Float[Array, "b _ _ c"], ...],
+        x: Float[Array, "b p q"],
+        t: Float[Array, " b"],
+        previous: Float[Array, "b p q 2"],
+    ) -> Decoded:
+        """Equations (2)-(4) at one time.
+
+        Args:
+          condition: what `condition` returned.
+          x: x_t, in units of the signal scale.
+          previous: previous x0_hat and its self-propagated form, both in [-1, 1];
+            zeros when there is none.
+        """
+        error, quality = self.dqm(x)
+        facts = jnp.concatenate([time_features(t, size=32), quality[:, None]], axis=-1)
+        embedding = nn.silu(self.embed(facts))
+        pixels = _pyramid(error[..., None])
+        previous = _pyramid(previous)
+
+        def stage(i, h):
+            level = STAGE_LEVELS[i]
+            modulate = lambda h: self.scm[i](h, condition[i], previous[level])  # noqa: E731
+            return self.stages[i](h, modulate, embedding, pixels[level])
+
+        h = self.stem(x[..., None])
+        skips = []
+        for i in range(3):
+            h = stage(i, h)
+            skips.append(h)
+            h = self.down[i](h)
+        h = stage(3, h)
+        for i in range(3):
+            skip = skips.pop()
+            h = images.resize(h, skip.shape[1:3])
+            h = stage(4 + i, self.up[i](jnp.concatenate([h, skip], axis=-1)))
+        return Decoded(self.head(nn.silu(h))[..., 0], error, quality)
+
+
+class SCM(nn.Module):
+    """Semantic condition modulation of one stage, equation (2)."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "b p q c"],
+        static: Float[Array, "b p q e"],
+        previous: Float[Array, "b p q 2"],
+    ) -> Float[Array, "b p q c"]:
+        hidden = nn.silu(static + Conv(_HIDDEN, 1, use_bias=False, name="own")(previous))
+        both = Conv(2 * self.channels, 1, name="modulation")(hidden)
+        gamma, beta = jnp.split(both, 2, axis=-1)
+        return norm(self.channels, affine=False)(h) * (1 + gamma) + beta
+
+
+class DQM(nn.Module):
+    """Denoising quality module, equation (3): what x_t alone says of its own errors."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b p q"]
+    ) -> tuple[Float[Array, "b p q"], Float[Array, " b"]]:
+        h = nn.silu(Conv(16, 3, stride=2, name="conv0")(x[..., None]))
+        h = nn.silu(Conv(32, 3, stride=2, name="conv1")(h))
+        h = nn.silu(Conv(32, 3, name="conv2")(h))
+        error = Conv(1, 3, name="error")(h)
+        error = images.resize(nn.sigmoid(error), x.shape[1:3])[..., 0]
+        quality = nn.Dense(1, name="quality")(h.mean(axis=(1, 2)))[:, 0]
+        return error, nn.sigmoid(quality)
+
+
+class Stage(nn.Module):
+    """Residual block of one stage: SCM on its norm, DQM after it."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "b p q c"],
+        modulate: Callable,
+        embedding: Float[Array, "b e"],
+        error: Float[Array, "b p q 1"],
+    ) -> Float[Array, "b p q c"]:
+        inner = Conv(self.channels, 3, name="conv0")(
+            nn.silu(norm(self.channels, affine=True, name="norm")(h))
+        )
+        inner = modulate(inner)
+        zeros = nn.initializers.zeros
+        both = nn.Dense(2 * self.channels, kernel_init=zeros, name="quality")(embedding)
+        scale, shift = jnp.split(both[:, None, None], 2, axis=-1)
+        pixel = Conv(
+            self.channels, 1, use_bias=False, kernel_init=zeros, name="error"
+        )(error)
+        inner = nn.silu(inner * (1 + scale) + shift + pixel)
+        return h + Conv(self.channels, 3, name="conv1")(inner)
+
+
+def _pyramid(maps: Float[Array, "b p q c"]) -> list[Float[Array, "b _ _ c"]]:
+    """Maps at R, R/2, R/4, R/8 by averaging 2 x 2 cells."""
+    levels = [maps]
+    for _ in range(3):
+        levels.append(nn.avg_pool(levels[-1], (2, 2), strides=(2, 2)))
+    return levels

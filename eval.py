@@ -1,0 +1,22 @@
+"""Evaluate: `python eval.py --config C --workdir W --output results.json`.
+
+Scores the newest checkpoint of --workdir on novel classes for every cue and number of
+shots of config.eval, prints the table and writes results.json, the episode lists and
+gallery.html. Another backbone needs only `--config.backbone.name=… --config.backbone.
+weights=…`; `--config.method=prior` scores the training-free prior, without --workdir.
+"""
+
+from absl import flags
+
+from diffup_jax import doors, scoring
+
+if __name__ == "__main__":
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
+    output = flags.DEFINE_string(
+        "output", None, "File for the results as JSON.", required=True
+    )
+    doors.run(
+        lambda config: scoring.score_run(
+            config, workdir=workdir.value, output=output.value
+        )
+    )

@@ -1,0 +1,161 @@
+"""The data floor on real COCO images, real garments and the published lists."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from diffup_jax.data import episodes, pipeline
+from diffup_jax.data.augment import Augment
+from diffup_jax.data.sources import fold_classes, open_source
+
+
+class NoClasses(pickle.Unpickler):
+    """Reads dictionaries, lists, strings and numbers; refuses everything else."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"{module}.{name} in a list of images")
+
+
+def published(realdata, fold):
+    with open(realdata / f"splits/coco/val/fold{fold}.pkl", "rb") as file:
+        return NoClasses(file).load()
+
+
+@pytest.mark.parametrize(
+    ("fold", "sha", "first"),
+    [
+        (0, "aeb00fa3d011d93e", (72, "507081", "486122")),
+        (1, "62d707ab49cb3372", (73, "154095", "476810")),
+    ],
+)
+def test_published_coco_episodes(realdata, fold, sha, first):
+    classes = range(fold, 80, 4)
+    draws = episodes.hsnet_stream(
+        published(realdata, fold), classes, shots=1, count=1000
+    )
+    class_id, query, support = first
+    assert draws[0].class_id == class_id
+    assert draws[0].query.endswith(f"{query}.jpg")
+    assert draws[0].supports[0].endswith(f"{support}.jpg")
+    assert episodes.draws_sha(draws) == sha
+
+
+# The reference decoder of pycocotools 2.0.11 under numpy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+@pytest.mark.parametrize("crowd", ["hsnet", "ignore"])
+def test_coco_masks_agree_with_pycocotools(realdata, split, crowd):
+    root = realdata / "coco"
+    source = open_source("coco", root=str(root), split=split, min_area=0.0, crowd=crowd)
+    content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+    ranks = {
+        c["id"]: rank
+        for rank, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))
+    }
+    sizes = {f"{i['id']:012d}": (i["height"], i["width"]) for i in content["images"]}
+    unions: dict = {}
+    for entry in content["annotations"]:
+        key = f"{entry['image_id']:012d}", ranks[entry["category_id"]]
+        size = sizes[key[0]]
+        mask, crowds = unions.setdefault(
+            key, (np.zeros(size, bool), np.zeros(size, bool))
+        )
+        regions = coco_mask.frPyObjects(entry["segmentation"], *size)
+        if isinstance(regions, dict):
+            regions = [regions]
+        for region in regions:
+            target = crowds if entry["iscrowd"] else mask
+            target |= coco_mask.decode(region).astype(bool)
+    expected = {key for key, (mask, _) in unions.items() if mask.any()}
+    found = {(i, c) for c in range(80) for i in source.image_ids(c)}
+    assert found == expected and len(found) > 300
+    ignored = 0
+    for image_id, class_id in sorted(found):
+        mask, ignore = source.mask(image_id, class_id)
+        union, crowds = unions[image_id, class_id]
+        assert (mask == union).all()
+        rule = crowds & ~union if crowd == "ignore" else np.zeros_like(union)
+        assert (ignore == rule).all()
+        ignored += ignore.any()
+    assert (ignored > 0) == (crowd == "ignore")
+    for image_id in sorted(sizes)[:20]:
+        assert source.image(image_id).shape[:2] == sizes[image_id]
+
+
+def test_both_halves_of_coco_cover_all_classes(realdata):
+    halves = [
+        open_source(
+            "coco",
+            root=str(realdata / "coco"),
+            split=split,
+            min_area=0.0,
+            crowd="hsnet",
+        )
+        for split in ("train2017", "val2017")
+    ]
+    assert len(halves[0].class_names) == 80 and halves[0].class_names[0] == "person"
+    assert len(halves[0].paths) == 166 and len(halves[1].paths) == 92
+    for class_id in range(80):
+        assert sum(len(half.image_ids(class_id)) for half in halves) >= 3
+
+
+@pytest.fixture(scope="module")
+def garments(realdata):
+    return {
+        split: open_source(
+            "label_map",
+            root=str(realdata / "garments"),
+            split=split,
+            min_area=0.01,
+            crowd="hsnet",
+        )
+        for split in ("train", "test")
+    }
+
+
+def test_garments_are_split_without_overlap(garments):
+    train, test = garments["train"], garments["test"]
+    assert train.name == "garments"
+    assert len(train.images) == 604 and len(test.images) == 200
+    assert not set(train.images) & set(test.images)
+    assert len(train.class_names) == 31
+    assert train.class_folds == tuple(i % 4 for i in range(31))
+    novel = fold_classes(test, 0, role="novel")
+    assert len(novel) == 8
+    assert not set(novel) & set(fold_classes(train, 0, role="base"))
+
+
+def test_garments_masks_are_large_enough(garments):
+    test = garments["test"]
+    for class_id in range(31):
+        for image_id in test.image_ids(class_id)[:5]:
+            mask, ignore = test.mask(image_id, class_id)
+            assert mask.mean() > 0.01 and not ignore.any()
+            assert test.image(image_id).shape[:2] == mask.shape
+
+
+def test_garments_make_training_batches(garments):
+    source = garments["train"]
+    dataset = pipeline.training_dataset(
+        source,
+        fold_classes(source, 0, role="base"),
+        seed=0,
+        steps=2,
+        batch_size=4,
+        image_size=128,
+        max_shots=2,
+        cues=("mask", "box", "scribble", "point"),
+        augment=Augment(),
+        process_index=0,
+        process_count=1,
+    )
+    for batch in pipeline.iterate(dataset, workers=0):
+        covered = batch.query_mask.mean((1, 2, 3))
+        assert (covered > 0).all() and (covered < 1).all()
+        assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
+        assert batch.query.std() > 20

@@ -1,0 +1,244 @@
+"""DiffUp as a method: the contract, and the laws of the design."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffup_jax import backbones
+from diffup_jax.methods import diffup, prior
+from diffup_jax.types import CUES, TEXT_LENGTH, DiffUpError, Episode
+
+SIZE = 64
+BACKBONE = backbones.get("tiny", weights="random")
+PRIOR = prior.Prior(
+    BACKBONE,
+    prior.PriorSettings(
+        levels=(),
+        temperature=0.05,
+        fusion_temperature=0.1,
+        grid_stride=8,
+        affinity_stride=16,
+    ),
+)
+LOSSES = diffup.LossSettings(
+    time_bias=2.0,
+    pure_noise=0.3,
+    from_own=0.4,
+    from_prior=0.35,
+    self_conditioning=0.5,
+    prior_dropout=0.2,
+    prior_gamma=0.3,
+    dice=1.0,
+    error=0.2,
+    quality=0.2,
+)
+METHOD = diffup.DiffUp(
+    prior=PRIOR,
+    decoder=diffup.DecoderSettings(size="S", mask_stride=4, query_rgb=True),
+    process=diffup.ProcessSettings(signal_scale=1.0, condition_strength=0.5),
+    sampler=diffup.SamplerSettings(steps=2, eta=1.0, samples=2, warm_start=True),
+    losses=LOSSES,
+)
+PREDICT = jax.jit(METHOD.predict)
+KEYS = jax.random.split(jax.random.key(1), 2)
+
+
+def episode(b=2, n=1, k=2, seed=0) -> Episode:
+    """Coloured squares on noise; the cue is the whole square."""
+    rng = np.random.default_rng(seed)
+
+    def picture(colour):
+        image = rng.integers(0, 120, (SIZE, SIZE, 3), dtype=np.uint8)
+        y, x = rng.integers(4, 32, 2)
+        mask = np.zeros((SIZE, SIZE), np.float32)
+        mask[y : y + 24, x : x + 24] = 1
+        image[mask > 0] = colour
+        return image, mask
+
+    colours = [(230, 40, 40), (40, 230, 40), (40, 60, 240)]
+    support = np.zeros((b, n, k, SIZE, SIZE, 3), np.uint8)
+    fg = np.zeros((b, n, k, SIZE, SIZE), np.float32)
+    query = np.zeros((b, SIZE, SIZE, 3), np.uint8)
+    target = np.zeros((b, n, SIZE, SIZE), np.float32)
+    for i in range(b):
+        query[i], target[i, 0] = picture(colours[i % 3])
+        for j, shot in np.ndindex(n, k):
+            support[i, j, shot], fg[i, j, shot] = picture(colours[(i + j) % 3])
+    return Episode(
+        query=jnp.asarray(query),
+        query_mask=jnp.asarray(target),
+        query_valid=jnp.ones((b, SIZE, SIZE), bool),
+        support=jnp.asarray(support),
+        cue_fg=jnp.asarray(fg),
+        cue_bg=jnp.asarray(1 - fg),
+        cue_kind=jnp.full((b, n, k), CUES.index("mask"), jnp.int32),
+        text_ids=jnp.zeros((b, n, TEXT_LENGTH), jnp.int32),
+        shot_valid=jnp.ones((b, n, k), bool),
+        text_valid=jnp.zeros((b, n), bool),
+        class_id=jnp.zeros((b, n), jnp.int32),
+    )
+
+
+def randomised(params):
+    """Decoder parameters away from their zero-initialised start."""
+    leaves, tree = jax.tree.flatten(params["decoder"])
+    rng = np.random.default_rng(0)
+    moved = [x + rng.normal(0, 0.05, x.shape).astype(np.float32) for x in leaves]
+    return {**params, "decoder": jax.tree.unflatten(tree, moved)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return randomised(METHOD.init(jax.random.key(0), episode()))
+
+
+def test_the_contract(params):
+    case = episode()
+    prob, maps = PREDICT(params, KEYS, case)
+    assert prob.shape == case.query_mask.shape
+    assert 0 <= float(prob.min()) and float(prob.max()) <= 1
+    assert set(maps) == {"prior_mean", "prior_variance", "uncertainty", "spread"}
+    assert all(x.shape == prob.shape for x in maps.values())
+    assert float(maps["spread"].max()) > 0
+    assert float(prob.std()) > 0
+
+
+def test_shots_permute_and_padding_is_ignored(params):
+    case = episode(k=3)
+    prob, _ = PREDICT(params, KEYS, case)
+    order = jnp.array([2, 0, 1])
+    fields = ("support", "cue_fg", "cue_bg", "cue_kind", "shot_valid")
+    moved = case._replace(**{f: getattr(case, f)[:, :, order] for f in fields})
+    np.testing.assert_allclose(PREDICT(params, KEYS, moved)[0], prob, atol=2e-4)
+
+    valid = case.shot_valid.at[:, :, 2].set(False)
+    padded, _ = PREDICT(params, KEYS, case._replace(shot_valid=valid))
+    rubbish = case._replace(
+        shot_valid=valid,
+        support=case.support.at[:, :, 2].set(255),
+        cue_fg=case.cue_fg.at[:, :, 2].set(1.0),
+    )
+    np.testing.assert_allclose(PREDICT(params, KEYS, rubbish)[0], padded, atol=2e-4)
+    assert float(jnp.abs(padded - prob).max()) > 1e-3  # the third shot did count
+
+
+def test_an_episode_depends_on_its_own_key_only(params):
+    case = episode()
+    prob, _ = PREDICT(params, KEYS, case)
+    swapped = jax.tree.map(lambda x: x[::-1], case)
+    np.testing.assert_allclose(
+        PREDICT(params, KEYS[::-1], swapped)[0][::-1], prob, atol=2e-4
+    )
+    again, _ = PREDICT(params, jax.random.split(jax.random.key(9), 2), case)
+    assert float(jnp.abs(again - prob).max()) > 1e-4
+
+
+def test_without_shots_nothing_is_claimed(params):
+    case = episode()
+    none = case._replace(shot_valid=jnp.zeros_like(case.shot_valid))
+    prob, maps = PREDICT(params, KEYS, none)
+    assert np.isfinite(prob).all()
+    np.testing.assert_allclose(maps["prior_mean"], 0.5, atol=1e-6)
+    np.testing.assert_allclose(maps["prior_variance"], 0.25, atol=1e-6)
+
+
+def test_ways_are_separate_tasks():
+    """Two ways in one episode get the priors that each gets alone."""
+    both = episode(n=2)
+    answer = jax.jit(PRIOR.predict)
+    params = {"backbone": BACKBONE.params}
+    _, maps = answer(params, KEYS, both)
+    fields = ("query_mask", "support", "cue_fg", "cue_bg", "cue_kind")
+    fields += ("text_ids", "shot_valid", "text_valid", "class_id")
+    for way in range(2):
+        alone = both._replace(**{f: getattr(both, f)[:, way : way + 1] for f in fields})
+        _, one = answer(params, KEYS, alone)
+        np.testing.assert_allclose(
+            maps["prior_mean"][:, way], one["prior_mean"][:, 0], atol=1e-4
+        )
+
+
+def test_loss_trains_the_decoder_alone_and_falls():
+    case = episode()
+    params = METHOD.init(jax.random.key(0), case)
+
+    @jax.jit
+    def step(decoder, keys):
+        def loss(decoder):
+            return METHOD.loss({**params, "decoder": decoder}, keys, case)[0]
+
+        value, grad = jax.value_and_grad(loss)(decoder)
+        return jax.tree.map(lambda p, g: p - 0.05 * g, decoder, grad), value
+
+    decoder, values = params["decoder"], []
+    for i in range(30):
+        decoder, value = step(decoder, jax.random.split(jax.random.key(i), 2))
+        values.append(float(value))
+    assert np.mean(values[-5:]) < 0.8 * np.mean(values[:3])
+
+    grad = jax.grad(
+        lambda backbone: METHOD.loss({**params, "backbone": backbone}, KEYS, case)[0],
+        allow_int=True,
+    )(params["backbone"])
+    assert all(not np.any(np.asarray(x)) for x in jax.tree.leaves(grad))
+
+
+def test_ignored_pixels_do_not_reach_the_loss(params):
+    case = episode()
+    valid = case.query_valid.at[:, :, :32].set(False)
+    loss = jax.jit(METHOD.loss)
+    first, _ = loss(params, KEYS, case._replace(query_valid=valid))
+    # z (what x_t is built from) may be the truth, so only the targets are compared.
+    only = dataclasses.replace(
+        METHOD, losses=dataclasses.replace(LOSSES, from_own=0.5, from_prior=0.5)
+    )
+    loss = jax.jit(only.loss)
+    first, _ = loss(params, KEYS, case._replace(query_valid=valid))
+    flipped = case.query_mask.at[..., :32].set(1 - case.query_mask[..., :32])
+    second, _ = loss(
+        params, KEYS, case._replace(query_valid=valid, query_mask=flipped)
+    )
+    assert float(first) == pytest.approx(float(second), rel=1e-5)
+    third, _ = loss(params, KEYS, case._replace(query_mask=flipped))
+    assert abs(float(third) - float(first)) > 1e-3
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_law_of_the_interface(name):
+    """The decoder's parameter tree is the same over every backbone."""
+    other = dataclasses.replace(
+        METHOD, prior=dataclasses.replace(PRIOR, backbone=_shapes_of(name))
+    )
+    shape = lambda m: jax.tree.map(  # noqa: E731
+        lambda x: (x.shape, x.dtype),
+        jax.eval_shape(m.init, jax.random.key(0), episode())["decoder"],
+    )
+    assert shape(other) == shape(METHOD)
+    prob, _ = jax.eval_shape(
+        other.predict,
+        jax.eval_shape(other.init, jax.random.key(0), episode()),
+        KEYS,
+        episode(),
+    )
+    assert prob.shape == (2, 1, SIZE, SIZE)
+
+
+def _shapes_of(name):
+    """A backbone with shapes in place of weights: no memory, no time."""
+    return backbones.get(name, weights="random")
+
+
+def test_an_image_size_that_does_not_fit_is_refused():
+    bad = dataclasses.replace(
+        METHOD, decoder=dataclasses.replace(METHOD.decoder, mask_stride=5)
+    )
+    with pytest.raises(DiffUpError, match=r"multiple of 40"):
+        bad.init(jax.random.key(0), episode())
+
+
+def test_otsu_splits_two_modes():
+    flat = jnp.asarray(np.repeat([0.1, 0.8], [300, 100]).reshape(20, 20), jnp.float32)
+    assert 0.1 < float(prior._otsu(flat)) < 0.8

@@ -1,0 +1,216 @@
+"""The evaluation loop: padding, keys, the results file and the printed table."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffup_jax import evaluation
+from diffup_jax.evaluation import Setting
+from diffup_jax.types import DiffUpError, Episode
+
+NAMES = {0: "cat", 4: "dog", 8: "[bold]owl"}
+KEYS = [
+    *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
+    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
+    *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
+]
+SETTING = Setting(
+    dataset="coco",
+    fold=0,
+    protocol="hsnet",
+    image_size=384,
+    backbone="resnet50",
+    weights_digest="0123456789abcdef",
+    cue="mask",
+    shots=1,
+    ways=1,
+    episodes_sha="aeb00fa3d011d93e",
+    seed=0,
+    steps=4,
+    samples=1,
+    weights="step 100",
+)
+
+
+def _episodes(count, *, size=8):
+    random = np.random.default_rng(0)
+    return Episode(
+        query=random.integers(0, 256, (count, size, size, 3), np.uint8),
+        query_mask=(random.random((count, 1, size, size)) < 0.4).astype(np.float32),
+        query_valid=random.random((count, size, size)) < 0.9,
+        support=random.integers(0, 256, (count, 1, 1, size, size, 3), np.uint8),
+        cue_fg=np.ones((count, 1, 1, size, size), np.float32),
+        cue_bg=np.zeros((count, 1, 1, size, size), np.float32),
+        cue_kind=np.zeros((count, 1, 1), np.int32),
+        text_ids=np.zeros((count, 1, 77), np.int32),
+        shot_valid=np.ones((count, 1, 1), bool),
+        text_valid=np.zeros((count, 1), bool),
+        class_id=(4 * (np.arange(count) % 2)).astype(np.int32)[:, None],
+    )
+
+
+def _batches(episodes, size):
+    """The last batch is padded by repeating its first episode, as a reader does."""
+    total = len(episodes.query)
+    for start in range(0, total, size):
+        count = min(size, total - start)
+        places = start + np.where(np.arange(size) < count, np.arange(size), 0)
+        yield Episode(*(part[places] for part in episodes)), count
+
+
+@jax.jit
+def _predict(key, episode):
+    mean = episode.query[..., 0].astype(jnp.float32)[:, None] / 255
+    maps = {
+        "prior_mean": mean,
+        "prior_variance": mean * (1 - mean),
+        "uncertainty": 0.1 * mean,
+        "prior_of_one_level": mean[..., :4],
+    }
+    return mean, maps
+
+
+def _evaluate(episodes, size):
+    return evaluation.evaluate(
+        _predict,
+        jax.random.key(0),
+        _batches(episodes, size),
+        classes=(0, 4, 8),
+        episodes=len(episodes.query),
+        seed=0,
+        resamples=200,
+    )
+
+
+def test_padded_episodes_do_not_count():
+    episodes = _episodes(7)
+    one, three = _evaluate(episodes, 1), _evaluate(episodes, 3)
+    assert len(three.ious) == 7
+    for a, b in zip(one[:3], three[:3], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    np.testing.assert_array_equal(one.ious, three.ious)
+    assert one.scores.episodes.tolist() == [4, 3, 0]
+
+
+def test_each_batch_has_its_own_key_and_a_second_pass_repeats_the_first():
+    def noise(key, episode):
+        prob = jax.random.uniform(key, episode.query_mask.shape)
+        return prob, dict.fromkeys(evaluation.MAPS, prob)
+
+    def run(key):
+        batches = _batches(_episodes(4), 2)
+        found = evaluation.predictions(noise, jax.random.key(key), batches)
+        return [np.asarray(prob) for _, _, prob, _ in found]
+
+    first, second = run(0)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(run(0), [first, second])
+    assert not np.array_equal(run(1)[0], first)
+
+
+def test_a_wrong_number_of_episodes_is_refused():
+    def run(batches, episodes):
+        return evaluation.evaluate(
+            _predict,
+            jax.random.key(0),
+            batches,
+            classes=(0, 4, 8),
+            episodes=episodes,
+            seed=0,
+            resamples=10,
+        )
+
+    with pytest.raises(DiffUpError, match="7 episodes were scored, expected 8"):
+        run(_batches(_episodes(7), 3), 8)
+    with pytest.raises(DiffUpError, match="at least 1"):
+        run([], 0)
+
+
+def test_a_broken_predict_is_refused():
+    def small(key, episode):
+        prob, maps = _predict(key, episode)
+        return prob[..., ::2], maps
+
+    def silent(key, episode):
+        prob, maps = _predict(key, episode)
+        return prob, {"prior_mean": maps["prior_mean"]}
+
+    for predict, words in ((small, "of shape"), (silent, "'prior_variance'")):
+        with pytest.raises(DiffUpError, match=words):
+            batches = _batches(_episodes(2), 2)
+            next(evaluation.predictions(predict, jax.random.key(0), batches))
+
+
+def test_results_file(tmp_path):
+    result = _evaluate(_episodes(7), 3)
+    row = evaluation.row(result, SETTING, names=NAMES)
+    assert list(row)[: len(KEYS)] == KEYS
+    path = tmp_path / "deep" / "results.json"
+    evaluation.write_results(path, [row])
+    first = path.read_bytes()
+    assert json.loads(first) == {"rows": [row]}
+    assert [each.name for each in path.parent.iterdir()] == ["results.json"]
+    assert row["episodes"] == 7 and row["weights"] == "step 100"
+    low, high = row["miou_ci95"]
+    assert low <= row["miou"] <= high
+    assert [each["episodes"] for each in row["per_class"]] == [4, 3, 0]
+    assert [each["name"] for each in row["per_class"]] == list(NAMES.values())
+    assert row["absent_classes"] == ["[bold]owl"]
+    # Running again writes the same bytes: no time, no machine in the file.
+    again = evaluation.row(_evaluate(_episodes(7), 3), SETTING, names=NAMES)
+    evaluation.write_results(path, [again])
+    assert path.read_bytes() == first
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    evaluation.write_results(path, [{"miou": 1.0}])
+    with pytest.raises(ValueError):
+        evaluation.write_results(path, [{"miou": float("nan")}])
+    assert json.loads(path.read_text()) == {"rows": [{"miou": 1.0}]}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("columns", ["40", "120"])
+def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    result = _evaluate(_episodes(7), 3)
+    settings = [
+        SETTING,
+        SETTING._replace(cue="scribble+text", shots=5),
+        SETTING._replace(fold=2),
+    ]
+    rows = [evaluation.row(result, each, names=NAMES) for each in settings]
+    evaluation.print_table(rows)
+    shown = capsys.readouterr().out
+    words = " ".join(shown.split())
+    for fact in ("coco fold 0", "coco fold 2", "hsnet", "384 px", "resnet50"):
+        assert fact in words
+    for fact in ("0123456789abcdef", "step 100", "4 steps", "seed 0", "[bold]owl"):
+        assert fact in words
+    assert shown.count("aeb00fa3d011d93e") == 3
+    assert words.count("protocol") == 2  # one table per setting
+    low, high = rows[0]["miou_ci95"]
+    assert shown.count(f"{rows[0]['miou']:.1f} ({low:.1f}-{high:.1f})") == 3
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize("episodes", [0, 1, 5, 24, 25, 26, 31, 100])
+def test_gallery_choice(episodes):
+    random = np.random.default_rng(episodes)
+    ious = random.random(episodes + 3) * 100
+    empty = random.choice(episodes + 3, 3, replace=False)
+    ious[empty] = np.nan
+    chosen = evaluation.gallery_choice(ious, 24)
+    assert len(chosen) == len(set(chosen)) == min(24, episodes)
+    assert not set(chosen) & set(empty)
+    assert np.all(np.diff(ious[chosen]) <= 0)
+    if episodes >= 24:
+        ranked = np.sort(ious[~np.isnan(ious)])
+        np.testing.assert_array_equal(ious[chosen[-8:]], ranked[:8][::-1])
+        np.testing.assert_array_equal(ious[chosen[:8]], ranked[::-1][:8])

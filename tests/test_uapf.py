@@ -1,0 +1,129 @@
+"""Laws of the fusion: what must not, and what must, change mean and variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffup_jax import uapf
+
+
+def fuse(maps, valid, reliability, floor=0.01):
+    return uapf.fuse(
+        jnp.asarray(maps, jnp.float32),
+        jnp.asarray(valid),
+        reliability=jnp.asarray(reliability, jnp.float32),
+        temperature=0.1,
+        floor=jnp.full(np.shape(maps)[:2], floor),
+    )
+
+
+def case(seed, m=5):
+    rng = np.random.default_rng(seed)
+    valid = rng.random((2, 1, m)) < 0.7
+    valid[:, :, 0] = True
+    return rng.random((2, 1, m, 3, 3)), valid, rng.uniform(-1, 1, (2, 1, m))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_order_does_not_matter(seed):
+    maps, valid, r = case(seed)
+    order = np.random.default_rng(seed).permutation(maps.shape[2])
+    for got, expected in zip(
+        fuse(maps[:, :, order], valid[:, :, order], r[:, :, order]),
+        fuse(maps, valid, r),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_an_invalid_prior_changes_nothing(seed):
+    maps, valid, r = case(seed)
+    spoilt, rubbish = maps.copy(), r.copy()
+    spoilt[~valid], rubbish[~valid] = 1e6, 1e6
+    for got, expected in zip(
+        fuse(spoilt, valid, rubbish), fuse(maps, valid, r), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_against_a_plain_sum(seed):
+    maps, valid, r = case(seed)
+    mean, variance = fuse(maps, valid, r)
+    for b in range(2):
+        w = np.where(valid[b, 0], np.exp(r[b, 0] / 0.1), 0)
+        w = w / w.sum()
+        mu = sum(w[i] * maps[b, 0, i] for i in range(5))
+        var = sum(w[i] * (maps[b, 0, i] - mu) ** 2 for i in range(5)) + 0.01
+        np.testing.assert_allclose(mean[b, 0], mu, atol=1e-5)
+        np.testing.assert_allclose(variance[b, 0], np.minimum(var, 0.25), atol=1e-5)
+
+
+def test_equal_priors_leave_only_the_floor():
+    maps = np.repeat(np.random.default_rng(0).random((1, 1, 1, 4, 4)), 6, axis=2)
+    mean, variance = fuse(maps, np.ones((1, 1, 6), bool), np.linspace(-1, 1, 6)[None, None])
+    np.testing.assert_allclose(mean[0, 0], maps[0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(variance, 0.01, atol=1e-6)
+
+
+def test_nothing_valid_is_wholly_unsure():
+    maps, valid, r = case(0)
+    mean, variance = fuse(maps, np.zeros_like(valid), r)
+    np.testing.assert_array_equal(mean, 0.5)
+    np.testing.assert_array_equal(variance, uapf.MAX_VARIANCE)
+    weights = uapf.fusion_weights(
+        jnp.zeros((1, 1, 4), bool), jnp.zeros((1, 1, 4)), temperature=0.1
+    )
+    np.testing.assert_array_equal(weights, 0)
+
+
+def test_the_reliable_prior_weighs_more():
+    maps = np.stack([np.zeros((2, 2)), np.ones((2, 2))])[None, None]
+    mean, _ = fuse(maps, np.ones((1, 1, 2), bool), [[[0.1, 0.4]]])
+    assert (np.asarray(mean) > 0.9).all()
+
+
+def test_variance_never_exceeds_what_is_possible():
+    maps = np.stack([np.zeros((2, 2)), np.ones((2, 2))])[None, None]
+    _, variance = fuse(maps, np.ones((1, 1, 2), bool), np.zeros((1, 1, 2)))
+    np.testing.assert_allclose(variance, uapf.MAX_VARIANCE)
+
+
+def floor(kinds, valid, text=False):
+    return float(
+        uapf.cue_floor(
+            jnp.array([[kinds]]), jnp.array([[valid]]), jnp.array([[text]])
+        )[0, 0]
+    )
+
+
+def test_floors_follow_how_much_a_cue_tells():
+    alone = [floor([kind], [True]) for kind in range(4)] + [floor([0], [False], True)]
+    assert alone == sorted(alone) and len(set(alone)) == 5
+    assert floor([3, 0], [True, True]) == alone[0]  # more cues never make it less sure
+    assert floor([3, 0], [True, False]) == alone[3]
+    assert floor([0], [False]) == uapf.MAX_VARIANCE
+
+
+def test_gradients_are_finite_without_priors():
+    grad = jax.grad(
+        lambda m: sum(
+            x.sum()
+            for x in uapf.fuse(
+                m,
+                jnp.zeros((1, 1, 2), bool),
+                reliability=jnp.zeros((1, 1, 2)),
+                temperature=0.1,
+                floor=jnp.zeros((1, 1)),
+            )
+        )
+    )(jnp.ones((1, 1, 2, 2, 2)))
+    assert np.isfinite(grad).all()
+    assert pytest.approx(0) == float(jnp.abs(grad).max())

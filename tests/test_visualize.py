@@ -1,0 +1,160 @@
+"""The gallery is one self-contained, escaped file that shows every map."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffup_jax import visualize
+from diffup_jax.types import CUES, Episode
+
+NAME = '<script>alert("cat & dog")</script>'
+
+
+class _Page(HTMLParser):
+    """Collects the tags and the text, and checks that tags close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _episode(b=3, n=1, k=2, h=24, w=30):
+    random = np.random.default_rng(0)
+    return Episode(
+        query=random.integers(0, 256, (b, h, w, 3), np.uint8),
+        query_mask=(random.random((b, n, h, w)) < 0.5).astype(np.float32),
+        query_valid=random.random((b, h, w)) < 0.8,
+        support=random.random((b, n, k, h, w, 3)).astype(np.float32),
+        cue_fg=(random.random((b, n, k, h, w)) < 0.02).astype(np.float32),
+        cue_bg=np.zeros((b, n, k, h, w), np.float32),
+        cue_kind=np.full((b, n, k), CUES.index("scribble"), np.int32),
+        text_ids=np.zeros((b, n, 77), np.int32),
+        shot_valid=np.arange(k)
+        < np.array([2, 1, 0])[:b, None, None] + np.zeros((n, 1)),
+        text_valid=np.arange(b)[:, None] + np.zeros((1, n)) == 2,
+        class_id=np.arange(b * n, dtype=np.int32).reshape(b, n),
+    )
+
+
+def _items(episode, count, prob=None):
+    random = np.random.default_rng(1)
+    shape = episode.query_mask.shape
+    names = ("prior_mean", "prior_variance", "uncertainty")
+    return visualize.gallery_items(
+        episode,
+        count,
+        prob=random.random(shape, np.float32) if prob is None else prob,
+        maps={name: random.random(shape, np.float32) for name in names},
+        names=dict.fromkeys(range(99), NAME),
+    )
+
+
+def _write(tmp_path, items):
+    path = tmp_path / "new" / "gallery.html"
+    visualize.write_gallery(
+        path, items, title="A & B <fold 0>", facts={"weights": "<w>"}
+    )
+    assert [each.name for each in path.parent.iterdir()] == ["gallery.html"]
+    text = path.read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert not page.open
+    return text, page
+
+
+def test_gallery_is_self_contained_and_shows_every_map(tmp_path):
+    items = _items(_episode(), 3)
+    text, page = _write(tmp_path, items)
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    # Six maps per row, and 2 + 1 + 0 supports: padded shots are not shown.
+    assert len(images) == 3 * 6 + 3
+    for attrs in images:
+        kind, data = attrs["src"].split(",", 1)
+        assert kind == "data:image/jpeg;base64"
+        picture = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert picture.size == (30, 24)
+        picture.load()
+    text = re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", text)
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    outward = [a for _, a in page.tags if "href" in a]
+    assert not outward
+    assert not {"link", "script", "iframe"} & {tag for tag, _ in page.tags}
+
+
+def test_names_are_escaped(tmp_path):
+    text, page = _write(tmp_path, _items(_episode(), 3))
+    assert "<script" not in text
+    assert page.text.count(NAME) == 3
+    assert f"“{NAME}”" in page.text  # the text-only episode shows its cue
+    assert page.text.count("A & B <fold 0>") == 2 and "<w>" in page.text
+
+
+def test_rows_go_from_best_to_worst_under_headings(tmp_path):
+    items = _items(_episode(), 3)
+    text, page = _write(tmp_path, items[::-1])
+    shown = [float(value) for value in re.findall(r"IoU ([0-9.]+)", text)]
+    assert shown == sorted(shown, reverse=True) and len(set(shown)) == 3
+    headings = [text.index(words) for words in ("Best", "In between", "Worst")]
+    assert headings == sorted(headings)
+    cues = [words.strip() for words in page.text if "scribble" in words]
+    assert sorted(cues) == ["1 × scribble", "2 × scribble"]
+
+
+def test_an_empty_gallery_is_a_page(tmp_path):
+    _, page = _write(tmp_path, [])
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_items_hold_the_real_episodes_and_the_metric_of_their_picture():
+    episode = _episode(n=2)
+    prob = episode.query_mask.copy()
+    items = _items(episode, 2, prob)
+    assert len(items) == 4
+    first = prob[:, 0] > 0.5  # equal probabilities go to the first way
+    for b in range(2):
+        one, two = items[2 * b : 2 * b + 2]
+        assert one.iou == 100
+        np.testing.assert_array_equal(two.prediction, (prob[b, 1] > 0.5) & ~first[b])
+        valid, truth = episode.query_valid[b], prob[b, 1] > 0.5
+        hit = np.count_nonzero(two.prediction & valid)
+        assert two.iou == pytest.approx(100 * hit / np.count_nonzero(truth & valid))
+        np.testing.assert_array_equal(one.query, episode.query[b])
+
+
+def test_overlay_leaves_untinted_pixels_alone():
+    random = np.random.default_rng(2)
+    image = random.integers(0, 256, (9, 7, 3), np.uint8)
+    mask = np.where(random.random((9, 7)) < 0.5, random.random((9, 7)), 0)
+    tinted = visualize.overlay(image, mask, colour=(0, 255, 0), strength=0.7)
+    np.testing.assert_array_equal(tinted[mask == 0], image[mask == 0])
+    assert np.all(tinted[mask > 0][:, 1] >= image[mask > 0][:, 1])
+    full = visualize.overlay(image, np.ones((9, 7)), colour=(9, 8, 7), strength=1.0)
+    assert np.all(full == (9, 8, 7))
+
+
+def test_colourise_is_clipped_and_grows_lighter():
+    ramp = visualize.colourise(np.linspace(-1, 3, 81)[None], low=0.0, high=2.0)[0]
+    np.testing.assert_array_equal(ramp[:20], np.broadcast_to(ramp[20], (20, 3)))
+    np.testing.assert_array_equal(ramp[61:], np.broadcast_to(ramp[60], (20, 3)))
+    light = ramp[20:61].astype(int) @ [299, 587, 114]
+    assert np.all(np.diff(light) > 0)
+    constant = visualize.colourise(np.zeros((2, 2)), low=0.0, high=0.0)
+    assert len(np.unique(constant.reshape(-1, 3), axis=0)) == 1

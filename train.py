@@ -1,0 +1,15 @@
+"""Train: `python train.py --config configs/coco_fold0.py --workdir runs/coco_f0`.
+
+Any config value can be set: `--config.train.steps=100`. Started again with the same
+command, training continues exactly where it was.
+"""
+
+from absl import flags
+
+from diffup_jax import doors, training
+
+if __name__ == "__main__":
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder of checkpoints, metrics and config.", required=True
+    )
+    doors.run(lambda config: training.train(config, workdir.value))
