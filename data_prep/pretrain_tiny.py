@@ -194,9 +194,17 @@ def pretrain(
     A twelfth of `scenes` (at least 24) more are drawn for each of the two checks.
     Raises DiffUpError for arguments out of range and when the loss is not finite.
     """
-    for name, value in (("scenes", scenes), ("steps", steps), ("batch", batch)):
-        if value < 2:
-            raise DiffUpError(f"--{name} {value} is too few: use at least 2")
+    least = {"scenes": 2, "steps": 2, "batch": 2, "seed": 0, "processes": 1}
+    given = (scenes, steps, batch, seed, processes)
+    for (name, low), value in zip(least.items(), given, strict=True):
+        if value < low:
+            raise DiffUpError(f"--{name} {value} is too small: use at least {low}")
+    target = Path(out)
+    if target.suffix != ".safetensors" or not target.parent.is_dir():
+        raise DiffUpError(
+            f"--out {str(target)!r} must be a file NAME.safetensors in a folder that "
+            "exists: name another file, or make the folder"
+        )
     began = time.perf_counter()
     names = ("jax", "flax", "optax", "numpy", "pillow")
     log = [
@@ -231,7 +239,6 @@ def pretrain(
     log.append(f"trained in {time.perf_counter() - began:.0f} s since the start")
 
     variables = {"params": state.params["network"], "batch_stats": state.statistics}
-    target = Path(out)
     partial = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         weights.save(partial, variables, half=True)

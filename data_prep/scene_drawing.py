@@ -307,9 +307,8 @@ def _background(generator: np.random.Generator, size: int) -> np.ndarray:
     clouds = clouds.filter(blur).resize((size, size), Image.Resampling.BILINEAR)
     canvas = np.asarray(clouds).transpose(2, 0, 1).astype(np.float32, order="C")
 
-    y, x = np.ogrid[0:size, 0:size]
-    x = x.astype(np.float32) * np.float32(_REFERENCE_SIZE / size)
-    y = y.astype(np.float32) * np.float32(_REFERENCE_SIZE / size)
+    unit = np.float32(_REFERENCE_SIZE / size)
+    y, x = (axis.astype(np.float32) * unit for axis in np.ogrid[0:size, 0:size])
     relief = np.zeros((size, size), np.float32)
     for _ in range(generator.integers(0, 3)):
         period = np.exp(generator.uniform(np.log(7), np.log(48)))

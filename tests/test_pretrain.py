@@ -102,10 +102,27 @@ def test_prior_check_tells_perfect_features_from_blind_ones():
     assert blind <= everything + 1e-6 < 0.2
 
 
-def test_what_cannot_be_trained_is_told(tmp_path, capsys):
-    out = str(tmp_path / "tiny.safetensors")
-    assert pretrain_tiny.main(["--out", out, "--steps", "1"]) == 2
-    assert "--steps 1 " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (["--steps", "1"], "--steps 1 "),
+        (["--seed", "-1"], "--seed -1 "),
+        (["--processes", "0"], "--processes 0 "),
+        (["--out", "tiny.npz"], "NAME.safetensors"),
+        (["--out", "nowhere/tiny.safetensors"], "a folder that exists"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_work(
+    tmp_path, monkeypatch, capsys, wrong, word
+):
+    monkeypatch.chdir(tmp_path)
+    assert pretrain_tiny.main(["--out", "tiny.safetensors", *wrong]) == 2
+    told = capsys.readouterr().err
+    assert word in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_scenes_without_pairs_are_refused():
     with pytest.raises(DiffUpError, match="no category twice"):
         prior_check.choose_pairs(
             np.random.default_rng(0), np.zeros((2, 8, 8), int), episodes=1
