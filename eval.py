@@ -6,11 +6,12 @@ gallery.html. Another backbone needs only `--config.backbone.name=… --config.b
 weights=…`; `--config.method=prior` scores the training-free prior, without --workdir.
 """
 
-from absl import flags
-
-from diffup_jax import doors, scoring
-
+# Imports stand under the guard: data workers import this file again, and need none.
 if __name__ == "__main__":
+    from absl import flags
+
+    from diffup_jax import doors, scoring
+
     workdir = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     output = flags.DEFINE_string(
         "output", None, "File for the results as JSON.", required=True

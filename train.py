@@ -4,11 +4,12 @@ Any config value can be set: `--config.train.steps=100`. Started again with the 
 command, training continues exactly where it was.
 """
 
-from absl import flags
-
-from diffup_jax import doors, training
-
+# Imports stand under the guard: data workers import this file again, and need none.
 if __name__ == "__main__":
+    from absl import flags
+
+    from diffup_jax import doors, training
+
     workdir = flags.DEFINE_string(
         "workdir", None, "Folder of checkpoints, metrics and config.", required=True
     )

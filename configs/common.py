@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
             "prior": {
                 # Backbone levels; () = the backbone's own choice.
                 "levels": (),
-                "temperature": 0.05,
+                "temperature": 0.07,
                 "fusion_temperature": 0.1,
                 "grid_stride": 8,
                 "affinity_stride": 16,

@@ -11,6 +11,13 @@ def get_config(fold=None):
     config.data.test_split = "val"
     config.data.image_size = 192
     config.data.val_fraction = 0.1
+    # A colour is part of a scene's category, so colours stay nearly as they are.
+    config.augment.scale = (0.7, 1.1)
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.1
+    config.augment.saturation = 0.1
+    config.augment.hue = 0.0
+    config.augment.grey = 0.0
     config.decoder.size = "S"
     config.train.steps = 600
     config.train.batch_size = 12

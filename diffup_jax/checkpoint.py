@@ -44,8 +44,12 @@ def save(
     position: dict[str, Any],
     config: dict[str, Any],
 ) -> None:
-    """Saves `state` (a tree of arrays), the data position and the config at `step`."""
-    writer.save(
+    """Saves `state` (a tree of arrays), the data position and the config at `step`.
+
+    Raises:
+      DiffUpError: if something that is no complete checkpoint stands in its way.
+    """
+    saved = writer.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
@@ -53,6 +57,13 @@ def save(
             config=ocp.args.JsonSave(config),
         ),
     )
+    if not saved:
+        # Orbax silently skips a step that is not newer than every folder it sees.
+        raise DiffUpError(
+            f"the checkpoint of step {step} was not saved: {writer.directory} holds a "
+            f"folder {writer.latest_step()} that is no complete checkpoint. Move it "
+            "away and start again."
+        )
 
 
 def latest_step(workdir: str) -> int | None:

@@ -109,8 +109,8 @@ def load(
     """Parameters with the averaged decoder of the newest checkpoint, and its name.
 
     Raises:
-      DiffUpError: if a checkpoint is needed and there is none, or it holds another
-        decoder than the config.
+      DiffUpError: if a checkpoint is needed and there is none, it holds another
+        decoder than the config, or was trained on classes that are novel here.
     """
     example = setup.example_episode(settings)
     if not method.trainable:
@@ -122,11 +122,31 @@ def load(
             "--workdir. Train first, or score the training-free prior with "
             "--config.method=prior."
         )
+    _check_fits(settings, checkpoint.saved_config(workdir, step), workdir)
     # Shapes only: the checkpoint holds the values.
     shapes = jax.eval_shape(method.init, jax.random.key(0), example)
     template = {"average": {name: shapes[name] for name in method.trainable}}
     average = checkpoint.restore_part(workdir, step, template=template)["average"]
     return {"backbone": backbone.params, **average}, f"{Path(workdir).name} step {step}"
+
+
+def _check_fits(settings: Settings, saved: dict[str, Any], workdir: str) -> None:
+    """A decoder is used as it was trained, and never on classes it has seen."""
+    now = setup.plain(settings)
+    keys = [(part, key) for part in ("decoder", "process") for key in now[part]]
+    if not settings.data.test_root and settings.data.root == saved["data"]["root"]:
+        keys.append(("data", "fold"))
+    changed = [
+        f"config.{part}.{key}: was {saved[part].get(key)!r}, now {now[part][key]!r}"
+        for part, key in keys
+        if saved[part].get(key) != now[part][key]
+    ]
+    if changed:
+        raise DiffUpError(
+            f"the decoder in {workdir!r} was trained with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nScore it with these values of its own, or choose another --workdir."
+        )
 
 
 def _batches(settings: Settings, source, draws, cue: str):

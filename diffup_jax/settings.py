@@ -193,18 +193,15 @@ def _section(kind, values: Mapping[str, Any], name: str, problems: list[str]):
     """An instance of the dataclass `kind`; problems are collected, not raised."""
     hints = typing.get_type_hints(kind)
     given = dict(values.items())
-    for key in given.keys() - hints.keys():
+    for key in sorted(given.keys() - hints.keys()):
         close = difflib.get_close_matches(key, hints, n=1)
-        hint = f"; did you mean {name}.{close[0]}?" if close else ""
-        problems.append(
-            f"{name}.{key}: unknown key{hint} Known: {', '.join(hints)}."
-            if not close
-            else f"{name}.{key}: unknown key{hint}"
-        )
-    for key in hints.keys() - given.keys():
-        problems.append(f"{name}.{key}: missing (configs/common.py has its default)")
+        hint = f"did you mean {name}.{close[0]}?" if close else f"known: {list(hints)}"
+        problems.append(f"{name}.{key}: unknown key; {hint}")
     fields = {}
-    for key in hints.keys() & given.keys():
+    for key in hints:
+        if key not in given:
+            problems.append(f"{name}.{key}: missing (configs/common.py has its default)")
+            continue
         where = f"{name}.{key}"
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(given[key], Mapping) and not hasattr(given[key], "items"):
@@ -219,13 +216,15 @@ def _section(kind, values: Mapping[str, Any], name: str, problems: list[str]):
 def _value(value: Any, hint: Any, where: str, problems: list[str]):
     """`value` as the type `hint`: numbers, strings, switches and tuples of them."""
     if isinstance(hint, types.GenericAlias):
-        inner = typing.get_args(hint)[0]
+        inner, *rest = typing.get_args(hint)
         if not isinstance(value, list | tuple):
             value = (value,)
         if inner is str and all(isinstance(item, str) for item in value):
             # "--config.eval.cues=mask,box" arrives as one string.
             parts = [part.strip() for item in value for part in item.split(",")]
             value = tuple(part for part in parts if part)
+        if rest != [...] and len(value) != 1 + len(rest):
+            problems.append(f"{where}: expected {1 + len(rest)} values, got {value!r}")
         return tuple(_value(item, inner, where, problems) for item in value)
     right = {
         bool: isinstance(value, bool),
@@ -242,7 +241,6 @@ def _value(value: Any, hint: Any, where: str, problems: list[str]):
 def _implausible(settings: Settings) -> list[str]:
     """Values of the right type that no run could use."""
     data, train, evaluation = settings.data, settings.train, settings.eval
-    devices = jax.device_count()
     checks = [
         (settings.method in METHODS, "config.method", settings.method, METHODS),
         (
@@ -258,16 +256,16 @@ def _implausible(settings: Settings) -> list[str]:
             PROTOCOLS,
         ),
         (
-            train.batch_size % devices == 0 and train.batch_size > 0,
-            "config.train.batch_size",
-            train.batch_size,
-            f"a multiple of the {devices} devices",
-        ),
-        (
             0 < data.val_fraction < 1,
             "config.data.val_fraction",
             data.val_fraction,
             "a share between 0 and 1",
+        ),
+        (
+            0 <= train.ema_decay < 1,
+            "config.train.ema_decay",
+            train.ema_decay,
+            "a number in [0, 1)",
         ),
         (
             0 <= data.min_area < 1,
@@ -284,6 +282,7 @@ def _implausible(settings: Settings) -> list[str]:
     ]
     positive = {
         "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
         "train.max_shots": train.max_shots,
         "train.log_every": train.log_every,
         "train.val_every": train.val_every,
@@ -302,6 +301,43 @@ def _implausible(settings: Settings) -> list[str]:
     checks += [
         (value >= 1, f"config.{name}", value, "at least 1")
         for name, value in positive.items()
+    ]
+    above_zero = {
+        "train.learning_rate": train.learning_rate,
+        "train.clip_norm": train.clip_norm,
+        "process.signal_scale": settings.process.signal_scale,
+        "losses.time_bias": settings.losses.time_bias,
+        "prior.temperature": settings.prior.temperature,
+        "prior.fusion_temperature": settings.prior.fusion_temperature,
+    }
+    checks += [
+        (value > 0, f"config.{name}", value, "more than 0")
+        for name, value in above_zero.items()
+    ]
+    not_negative = {
+        "train.warmup_steps": train.warmup_steps,
+        "train.weight_decay": train.weight_decay,
+        "process.condition_strength": settings.process.condition_strength,
+        "eval.gallery": evaluation.gallery,
+        "data.workers": data.workers,
+    }
+    checks += [
+        (value >= 0, f"config.{name}", value, "at least 0")
+        for name, value in not_negative.items()
+    ]
+    shares = {
+        "sampler.eta": settings.sampler.eta,
+        "augment.flip": settings.augment.flip,
+        "augment.grey": settings.augment.grey,
+        **{
+            f"losses.{name}": getattr(settings.losses, name)
+            for name in ("pure_noise", "from_own", "from_prior")
+            + ("self_conditioning", "prior_dropout")
+        },
+    }
+    checks += [
+        (0 <= value <= 1, f"config.{name}", value, "a number in [0, 1]")
+        for name, value in shares.items()
     ]
     # Text cues need a backbone with a text tower; none of those known has one.
     visual = CUES[:4]

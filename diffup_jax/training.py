@@ -66,6 +66,12 @@ def train(config: Any, workdir: str) -> TrainState:
     options = settings.train
     if options.multi_host:
         jax.distributed.initialize()
+    devices = jax.device_count()
+    if options.batch_size % devices:
+        raise DiffUpError(
+            f"config.train.batch_size={options.batch_size} does not divide among the "
+            f"{devices} devices of this machine; use a multiple of {devices}."
+        )
 
     # Data: base classes; some training images are kept aside for validation.
     source = setup.open_split(settings, "train")
@@ -85,18 +91,22 @@ def train(config: Any, workdir: str) -> TrainState:
     step = make_step(method, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
 
     # Restore: the newest complete checkpoint of this very run, if there is one.
+    facts = {**setup.plain(settings), "weights_digest": backbone.digest}
     done = checkpoint.latest_step(workdir)
     if done is not None:
-        _check_same_run(settings, checkpoint.saved_config(workdir, done), workdir)
+        _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
         state, position, _ = checkpoint.restore(workdir, done, template=state)
         batches.set_state(position)
+    if done == options.steps:
+        print(f"{workdir} is finished: step {done} of {done}. Nothing to do.", flush=True)
+        return state
     first = done or 0
+    writer = checkpoint.manager(workdir, keep=options.keep)
     log = Log(workdir, settings, start=first)
     log.say(_summary(settings, backbone, state, training, base, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
     predict = compiled_predict(method)
-    writer = checkpoint.manager(workdir, keep=options.keep)
     late: tuple[int, Any] | None = None
     try:
         with log.progress(options.steps, first) as bar:
@@ -107,17 +117,12 @@ def train(config: Any, workdir: str) -> TrainState:
                     log.metrics(*late, bar, options)
                 late = (number, metrics)
                 last = number == options.steps
-                if number % options.checkpoint_every == 0 or last:
+                saving = number % options.checkpoint_every == 0 or last
+                validating = validation and (number % options.val_every == 0 or last)
+                if saving or validating:
                     log.metrics(*late, bar, options)  # never save a spoilt state
                     late = None
-                    checkpoint.save(
-                        writer,
-                        number,
-                        state=state,
-                        position=batches.get_state(),
-                        config=setup.plain(settings),
-                    )
-                if validation and (number % options.val_every == 0 or last):
+                if validating:
                     score = _validate(
                         predict,
                         {**frozen, **state.average},
@@ -126,6 +131,14 @@ def train(config: Any, workdir: str) -> TrainState:
                         settings,
                     )
                     log.validation(number, score, bar)
+                if saving:  # last: whatever a checkpoint follows is on record
+                    checkpoint.save(
+                        writer,
+                        number,
+                        state=state,
+                        position=batches.get_state(),
+                        config=facts,
+                    )
     finally:
         batches.close()
         writer.wait_until_finished()
@@ -180,12 +193,17 @@ def init_state(
     )
     trained = {name: params[name] for name in method.trainable}
     frozen = {name: params[name] for name in params if name not in trained}
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=trained,
-        average=jax.tree.map(jnp.copy, trained),
-        optimiser=tx.init(trained),
-    )
+
+    @jax.jit  # one program; leaf by leaf, hundreds of small ones would be compiled
+    def fresh(trained):
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=trained,
+            average=jax.tree.map(jnp.copy, trained),
+            optimiser=tx.init(trained),
+        )
+
+    state = fresh(trained)
     return jax.device_put((state, frozen), NamedSharding(mesh, P()))
 
 
@@ -232,7 +250,9 @@ def make_step(
         average = jax.tree.map(
             lambda a, p: a + (1 - decay) * (p - a), state.average, params
         )
+        # The new parameters are in it, so a step that spoils them is told at once.
         metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["param_norm"] = optax.global_norm(params)
         return TrainState(state.step + 1, params, average, opt), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -353,6 +373,8 @@ def _validation_draws(source, classes, count: int, seed: int):
 
 
 def _validate(predict, params, source, draws, settings: Settings) -> dict[str, float]:
+    # One device is enough, and compiles the very program that eval.py runs.
+    params = jax.tree.map(lambda x: x.addressable_data(0), params)
     batches = pipeline.evaluation_batches(
         source,
         draws,
@@ -375,12 +397,13 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
     return {"val_miou": scores.miou, "val_prior_miou": scores.prior_miou}
 
 
-def _check_same_run(settings: Settings, saved: dict[str, Any], workdir: str) -> None:
-    """A checkpoint is continued only by the config that made it."""
-    now = dict(_flat(setup.plain(settings)))
-    then = dict(_flat(saved))
+def _check_same_run(
+    facts: dict[str, Any], saved: dict[str, Any], workdir: str
+) -> None:
+    """A checkpoint is continued only by the config and the weights that made it."""
+    now, then = dict(_flat(facts)), dict(_flat(saved))
     changed = [
-        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
+        f"{'config.' if key != 'weights_digest' else ''}{key}: was {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key)
         and not any(key == free or key.startswith(free + ".") for free in _FREE)

@@ -10,7 +10,8 @@ x0_hat). Everything is at mask resolution R.
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
     (3) e_hat, q_hat = DQM(x_t);  error map and IoU of what x_t shows
         h        = h (1 + a_i(q_hat, t)) + b_i(q_hat, t) + c_i e_hat     stage i
-    (4) logits   = U-Net(x_t), 7 stages: 3 down, middle, 3 up; x0_hat = tanh(logits/2)
+    (4) logits   = U-Net(x_t) + u (2 mu - 1) + v, 7 stages: 3 down, middle, 3 up;
+        x0_hat   = tanh(logits / 2)
 
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
 DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes and the
@@ -41,6 +42,7 @@ SIZES = {
 }
 
 _HIDDEN = 32  # channels of the condition pyramid and of SCM's hidden layer
+_PRIOR_SCALE = 3.0  # u of equation (4) before training
 _EMBEDDING = 64  # size of the (q_hat, t) embedding
 
 
@@ -72,6 +74,9 @@ class UQDD(nn.Module):
         self.down = [Conv(widths[i + 1], 3, stride=2) for i in range(3)]
         self.up = [Conv(widths[level], 1) for level in (2, 1, 0)]
         self.head = Conv(1, 3, kernel_init=nn.initializers.zeros)
+        # The U-Net starts at zero, so an untrained decoder answers the prior and
+        # training spends no step on finding it again.
+        self.prior = nn.Dense(1, kernel_init=nn.initializers.constant(_PRIOR_SCALE))
 
     def __call__(
         self,
@@ -95,7 +100,7 @@ class UQDD(nn.Module):
         variance: Float[Array, "b p q"],
         rgb: Float[Array, "b p q 3"],
     ) -> tuple[Float[Array, "b _ _ c"], ...]:
-        """Equation (1) and the static half of (2): one map per stage.
+        """Equation (1), the static half of (2) per stage, and last the prior of (4).
 
         Args:
           mean: mu in [0, 1] at R; `variance`: sigma^2 in [0, 0.25] at R.
@@ -110,10 +115,11 @@ class UQDD(nn.Module):
             maps = nn.silu(conv(maps))
             maps = maps + nn.silu(deep(maps))
             levels.append(maps)
-        return tuple(
+        stages = (
             static(levels[level])
             for static, level in zip(self.static, STAGE_LEVELS, strict=True)
         )
+        return *stages, self.prior(2 * mean[..., None] - 1)
 
     def denoise(
         self,
@@ -152,7 +158,8 @@ class UQDD(nn.Module):
             skip = skips.pop()
             h = images.resize(h, skip.shape[1:3])
             h = stage(4 + i, self.up[i](jnp.concatenate([h, skip], axis=-1)))
-        return Decoded(self.head(nn.silu(h))[..., 0], error, quality)
+        logits = self.head(nn.silu(h)) + condition[-1]
+        return Decoded(logits[..., 0], error, quality)
 
 
 class SCM(nn.Module):

@@ -47,6 +47,13 @@ def test_every_input_acts():
         np.testing.assert_array_equal(grad[1], 0)
 
 
+def test_an_untrained_decoder_answers_the_prior():
+    facts = inputs()
+    params = jax.jit(NET.init)(jax.random.key(0), **facts)
+    logits = NET.apply(params, **facts).logits
+    np.testing.assert_array_equal(logits > 0, facts["mean"] > 0.5)
+
+
 def test_the_image_can_be_hidden():
     hidden = UQDD("S", False)
     params = parameters(hidden)
@@ -62,7 +69,7 @@ def test_two_halves_are_the_whole():
     condition = NET.apply(
         PARAMS, facts["mean"], facts["variance"], facts["rgb"], method="condition"
     )
-    assert len(condition) == len(STAGE_LEVELS)
+    assert len(condition) == len(STAGE_LEVELS) + 1
     out = NET.apply(
         PARAMS, condition, facts["x"], facts["t"], facts["previous"], method="denoise"
     )

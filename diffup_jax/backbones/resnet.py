@@ -81,7 +81,7 @@ VARIANTS: dict[str, Variant] = {
         widths=(32, 64, 96, 128),
         blocks=(1, 1, 2, 2),
         strides=(2, 2, 1, 2),
-        prior_levels=("stage2.block0", "stage3.block1", "stage4.block1"),
+        prior_levels=("stage2.block0", "stage3.block1"),
         packaged="tiny.safetensors",
     ),
 }

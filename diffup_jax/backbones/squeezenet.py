@@ -54,14 +54,14 @@ VARIANTS: dict[str, Variant] = {
         stem_kernel=3,
         pool_after=("conv1", "fire3", "fire5"),
         mean=(103.939, 116.779, 123.68),
-        prior_levels=("fire5", "fire7", "fire9"),
+        prior_levels=("fire7", "fire8", "fire9"),
     ),
     "squeezenet1_0": Variant(
         stem_width=96,
         stem_kernel=7,
         pool_after=("conv1", "fire4", "fire8"),
         mean=(104.0, 117.0, 123.0),
-        prior_levels=("fire5", "fire7", "fire9"),
+        prior_levels=("fire7", "fire8", "fire9"),
     ),
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,9 @@ class BatchIterator:
             self._inner = _prefetch(self._dataset[self._next :], self._workers)
         batch = next(self._inner)
         self._next += 1
-        return batch
+        # Arrays of workers lie in shared memory, which leaks when something still holds
+        # them at exit (jax on CPU uses a caller's memory as it is): hand out copies.
+        return batch if self._workers == 0 else Episode(*map(np.array, batch))
 
     def get_state(self) -> dict[str, int]:
         """{"next": index of the next batch}, for JSON."""
@@ -136,6 +139,8 @@ class BatchIterator:
         if self._inner is not None:
             self._inner.close()
             self._inner = None
+            if self._workers:
+                _free_shared_memory()
 
 
 def iterate(dataset: grain.MapDataset, *, workers: int) -> BatchIterator:
@@ -321,6 +326,19 @@ def _shared_memory() -> int:
     if not os.path.isdir("/dev/shm"):
         return 0
     return shutil.disk_usage("/dev/shm").free
+
+
+def _free_shared_memory() -> None:
+    """Frees now what closed workers left: at exit it would be too late.
+
+    grain's closed iterators keep their last batches in reference cycles, and grain
+    frees arrays in a thread that dies with the process.
+    """
+    gc.collect()
+    # The pool has one thread and a queue: this call returns after all before it.
+    pool = getattr(grain.multiprocessing.SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)
 
 
 def _counted(
