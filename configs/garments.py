@@ -9,9 +9,7 @@ from configs import common
 def get_config(fold=None):
     config = common.get_config()
     config.backbone.name = "squeezenet1_1"
-    config.backbone.weights = (
-        "$DIFFUP_REALDATA/weights/squeezenet_v1_1_notop_hwio.npz"
-    )
+    config.backbone.weights = "$DIFFUP_REALDATA/weights/squeezenet_v1_1_notop_hwio.npz"
     config.data.source = "label_map"
     config.data.root = "$DIFFUP_REALDATA/garments"
     config.data.train_split = "train"
@@ -19,7 +17,7 @@ def get_config(fold=None):
     config.data.min_area = 0.01
     config.data.val_fraction = 0.1
     config.decoder.size = "S"
-    config.decoder.mask_stride = 6
+    config.decoder.mask_stride = 8
     config.train.steps = 1500
     config.train.batch_size = 12
     config.train.max_shots = 1

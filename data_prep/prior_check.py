@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from data_prep.scene_batches import by_category
 from diffup_jax import baft, images
+from diffup_jax.types import DiffUpError
 
 _CHUNK = 40  # images or episodes per call
+_SMALLEST = 0.004  # of the image: an object of fewer pixels makes no episode
 _LEVELS = 40  # thresholds tried: 0, 1/40 ... 39/40
 
 
@@ -43,8 +44,18 @@ def choose_pairs(
     Labels hold a category number, 0 = background. Raises DiffUpError when no category
     is in two images.
     """
-    members = by_category(labels)
-    known = tuple(members)
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        values, counts = np.unique(label, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            if value and count >= _SMALLEST * label.size:
+                members.setdefault(value, []).append(index)
+    known = [value for value in sorted(members) if len(members[value]) > 1]
+    if not known:
+        raise DiffUpError(
+            f"{len(labels)} scenes hold no category twice: the 1-shot check needs a "
+            "support and a query of one category, draw more scenes"
+        )
     chosen = []
     for episode in range(episodes):
         category = known[episode % len(known)]
@@ -61,11 +72,9 @@ def prior_iou(
 ) -> list[float]:
     """Best-threshold mIoU in [0, 1] of each level's prior (1), then of their mean."""
     pixels, labels = scenes
-    used, place = np.unique([pairs.query, pairs.support], return_inverse=True)
-    queries, supports = place.reshape(2, -1)
     chunks = []
-    for at in range(0, len(used), _CHUNK):
-        found = features(pixels[used[at : at + _CHUNK]])
+    for at in range(0, len(pixels), _CHUNK):
+        found = features(pixels[at : at + _CHUNK])
         chunks.append([np.asarray(images.unit(jnp.asarray(f))) for f in found])
     levels = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
     size = labels.shape[1] // 2, labels.shape[2] // 2
@@ -84,7 +93,7 @@ def prior_iou(
         parts = []
         for at in range(0, len(cues), _CHUNK):
             some = np.s_[at : at + _CHUNK]
-            query, support = level[queries[some]], level[supports[some]]
+            query, support = level[pairs.query[some]], level[pairs.support[some]]
             parts.append(np.asarray(prior(query, support, cues[some])))
         maps.append(np.concatenate(parts))
     maps.append(np.mean(maps, axis=0))

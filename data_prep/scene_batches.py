@@ -1,4 +1,4 @@
-"""Scenes in memory, with a category label for every pixel, and pairs of crops.
+"""Scenes in memory, with a category label for every pixel: what pretraining reads.
 
 Drawn by worker processes, each scene a function of (seed, index) alone, with the noise
 of a JPEG file as the files of `make_scenes` have it.
@@ -12,18 +12,15 @@ import multiprocessing
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from data_prep.make_scenes import deal, jpeg
 from data_prep.scene_categories import categories
 from data_prep.scene_drawing import draw_scene
-from diffup_jax.types import DiffUpError
 
 SIZE = 256  # pixels of each side
-
-_SMALLEST = 0.004  # of the image: an object of fewer pixels is not matched
 
 
 class Scenes(NamedTuple):
@@ -45,69 +42,22 @@ def draw_scenes(pool: str, count: int, *, seed: int, processes: int) -> Scenes:
         return Scenes(*(np.stack(parts) for parts in zip(*progress, strict=True)))
 
 
-def by_category(labels: Int[np.ndarray, "b h w"]) -> dict[int, Int[np.ndarray, " m"]]:
-    """Category label -> the scenes that show enough of it, two at least.
-
-    Raises DiffUpError when no category is in two scenes: nothing can be matched.
-    """
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        values, counts = np.unique(label, return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if value and count >= _SMALLEST * label.size:
-                members.setdefault(value, []).append(index)
-    known = {v: np.array(members[v]) for v in sorted(members) if len(members[v]) > 1}
-    if not known:
-        raise DiffUpError(
-            f"{len(labels)} scenes hold no category twice: 1-shot matching needs a "
-            "support and a query of one category, draw more scenes (--scenes)"
+def crops(
+    generator: np.random.Generator, scenes: Scenes, *, batch: int, crop: int
+) -> tuple[UInt8[np.ndarray, "b h w 3"], Int[np.ndarray, "b h w"]]:
+    """`batch` random crops of crop x crop pixels, each turned and flipped at random."""
+    count = len(scenes.images)
+    chosen = generator.choice(count, batch, replace=count < batch)
+    pairs = []
+    for index in chosen:
+        y, x = generator.integers(0, SIZE - crop + 1, 2)
+        window = np.s_[y : y + crop, x : x + crop]
+        turns, step = generator.integers(4), generator.choice([-1, 1])
+        pairs.append(
+            [np.rot90(part[index][window], turns)[:, ::step] for part in scenes]
         )
-    return known
-
-
-def pair_crops(
-    generator: np.random.Generator,
-    scenes: Scenes,
-    *,
-    members: dict[int, Int[np.ndarray, " m"]],
-    pairs: int,
-    crop: int,
-) -> tuple[UInt8[np.ndarray, "b h w 3"], Bool[np.ndarray, "b h w"]]:
-    """Crops of crop x crop pixels and the mask of a category, b = 2 pairs.
-
-    Crop i and crop pairs + i show the same random category in two scenes. Each is
-    placed at random about its object, turned and flipped at random.
-    """
-    known = tuple(members)
-    halves: tuple[list, list] = ([], [])
-    for _ in range(pairs):
-        category = known[generator.integers(len(known))]
-        two = generator.choice(members[category], 2, replace=False)
-        for half, index in zip(halves, two, strict=True):
-            half.append(_crop(generator, scenes, index, category, crop))
-    images, masks = zip(*halves[0], *halves[1], strict=True)
-    return np.stack(images), np.stack(masks)
-
-
-def _crop(
-    generator: np.random.Generator,
-    scenes: Scenes,
-    index: int,
-    category: int,
-    crop: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    mask = scenes.labels[index] == category
-    inside = np.argwhere(mask)
-    anchor = inside[generator.integers(len(inside))]
-    corner = anchor - generator.integers(crop // 8, crop - crop // 8, 2)
-    y, x = np.clip(corner, 0, SIZE - crop)
-    window = np.s_[y : y + crop, x : x + crop]
-    turns, step = generator.integers(4), generator.choice([-1, 1])
-    image, mask = (
-        np.rot90(part[window], turns)[:, ::step]
-        for part in (scenes.images[index], mask)
-    )
-    return image, mask
+    images, labels = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    return images, labels
 
 
 def _draw(job: tuple) -> tuple[np.ndarray, np.ndarray]:

@@ -73,13 +73,12 @@ def make_priors(
         _level(q, s, cue_fg, cue_bg, shot_valid, temperature, grid)
         for q, s in zip(query, support, strict=True)
     ]
-    maps, reliability = (jnp.stack(parts, axis=2) for parts in zip(*levels))
+    maps = jnp.stack([maps for maps, _ in levels], axis=2)
+    reliability = jnp.stack([score for _, score in levels], axis=2)
     valid = shot_valid & (cue_fg.max(axis=(-2, -1)) > 0)
     valid = jnp.broadcast_to(valid[:, :, None, None], reliability.shape)
     keep = valid[..., None, None]
-    return Priors(
-        jnp.where(keep, maps, 0.0), valid, jnp.where(valid, reliability, 0.0)
-    )
+    return Priors(jnp.where(keep, maps, 0.0), valid, jnp.where(valid, reliability, 0.0))
 
 
 def contrast(

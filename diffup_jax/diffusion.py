@@ -33,12 +33,12 @@ Times = Float[Array, " b"]
 Denoise = Callable[[Maps, Times, Maps], Maps]
 
 
-def signal(t: Float[Array, "..."]) -> Float[Array, "..."]:
+def signal(t: Float[Array, ...]) -> Float[Array, ...]:
     """sqrt(abar(t)), equation (1)."""
     return jnp.cos(0.5 * jnp.pi * t)
 
 
-def noise_level(t: Float[Array, "..."]) -> Float[Array, "..."]:
+def noise_level(t: Float[Array, ...]) -> Float[Array, ...]:
     """sqrt(1 - abar(t)), equation (1)."""
     return jnp.sin(0.5 * jnp.pi * t)
 
@@ -59,7 +59,7 @@ def ddim_step(
     shift: Maps,
     eta: float,
 ) -> Maps:
-    """Equations (3)-(5): one step from time t to t_next <= t. At t_next = 0 it is x0."""
+    """Equations (3)-(5): one step from t to t_next <= t. At t_next = 0 it is x0."""
     a, a_next = signal(t)[:, None, None], signal(t_next)[:, None, None]
     s, s_next = noise_level(t)[:, None, None], noise_level(t_next)[:, None, None]
     eps = (x - a * x0 - (1 - a) * shift) / jnp.maximum(s, 1e-6)

@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -107,7 +106,7 @@ class Settings:
     eval: EvalSettings
 
 
-def from_config(config: Mapping[str, Any]) -> Settings:
+def from_config(config: Any) -> Settings:
     """Checked settings of a config (an ml_collections ConfigDict or plain mapping).
 
     Raises:
@@ -189,7 +188,7 @@ def example_episode(settings: Settings) -> Episode:
     )
 
 
-def _section(kind, values: Mapping[str, Any], name: str, problems: list[str]):
+def _section(kind, values: Any, name: str, problems: list[str]):
     """An instance of the dataclass `kind`; problems are collected, not raised."""
     hints = typing.get_type_hints(kind)
     given = dict(values.items())
@@ -204,7 +203,7 @@ def _section(kind, values: Mapping[str, Any], name: str, problems: list[str]):
             continue
         where = f"{name}.{key}"
         if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(given[key], Mapping) and not hasattr(given[key], "items"):
+            if not hasattr(given[key], "items"):  # a ConfigDict is no Mapping
                 problems.append(f"{where}: expected a section, got {given[key]!r}")
                 continue
             fields[key] = _section(hints[key], given[key], where, problems)

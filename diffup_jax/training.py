@@ -82,19 +82,20 @@ def train(config: Any, workdir: str) -> TrainState:
     )
     validation = _validation_draws(held_out, base, options.val_episodes, settings.seed)
 
-    # Model and state.
+    # Model and state. A folder with another run is refused before anything is built.
     backbone = setup.make_backbone(settings)
     method = setup.make_method(settings, backbone)
+    facts = {**setup.plain(settings), "weights_digest": backbone.digest}
+    done = checkpoint.latest_step(workdir)
+    if done is not None:
+        _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
     state, frozen = init_state(method, tx, settings, mesh)
     step = make_step(method, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
 
     # Restore: the newest complete checkpoint of this very run, if there is one.
-    facts = {**setup.plain(settings), "weights_digest": backbone.digest}
-    done = checkpoint.latest_step(workdir)
     if done is not None:
-        _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
         state, position, _ = checkpoint.restore(workdir, done, template=state)
         batches.set_state(position)
     if done == options.steps:
@@ -251,8 +252,8 @@ def make_step(
             lambda a, p: a + (1 - decay) * (p - a), state.average, params
         )
         # The new parameters are in it, so a step that spoils them is told at once.
-        metrics["grad_norm"] = optax.global_norm(grads)
-        metrics["param_norm"] = optax.global_norm(params)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["param_norm"] = optax.tree.norm(params)
         return TrainState(state.step + 1, params, average, opt), metrics
 
     return jax.jit(step, donate_argnums=0)

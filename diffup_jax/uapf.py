@@ -36,9 +36,7 @@ def fuse(
     """Equations (1)-(4): mean and variance map over all valid priors."""
     weights = fusion_weights(valid, reliability, temperature=temperature)
     mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
-    spread = jnp.einsum(
-        "bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None])
-    )
+    spread = jnp.einsum("bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None]))
     variance = jnp.minimum(spread + floor[:, :, None, None], MAX_VARIANCE)
     known = valid.any(axis=2)[:, :, None, None]
     return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)

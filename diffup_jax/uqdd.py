@@ -6,6 +6,7 @@ query self-affinity (a matrix over positions) and its own state (x_t, t, previou
 x0_hat). Everything is at mask resolution R.
 
     (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, RGB])           static
+        h_0 = W x_t + E e_0                                              stem
     (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
     (3) e_hat, q_hat = DQM(x_t);  error map and IoU of what x_t shows
@@ -70,6 +71,7 @@ class UQDD(nn.Module):
         self.dqm = DQM()
         self.embed = nn.Dense(_EMBEDDING)
         self.stem = Conv(widths[0], 3)
+        self.entry = Conv(widths[0], 1, use_bias=False)
         self.stages = [Stage(width) for width in stage_widths]
         self.down = [Conv(widths[i + 1], 3, stride=2) for i in range(3)]
         self.up = [Conv(widths[level], 1) for level in (2, 1, 0)]
@@ -99,8 +101,8 @@ class UQDD(nn.Module):
         mean: Float[Array, "b p q"],
         variance: Float[Array, "b p q"],
         rgb: Float[Array, "b p q 3"],
-    ) -> tuple[Float[Array, "b _ _ c"], ...]:
-        """Equation (1), the static half of (2) per stage, and last the prior of (4).
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Equation (1), the static half of (2) per stage; then stem and prior of (4).
 
         Args:
           mean: mu in [0, 1] at R; `variance`: sigma^2 in [0, 0.25] at R.
@@ -119,11 +121,11 @@ class UQDD(nn.Module):
             static(levels[level])
             for static, level in zip(self.static, STAGE_LEVELS, strict=True)
         )
-        return *stages, self.prior(2 * mean[..., None] - 1)
+        return *stages, self.entry(levels[0]), self.prior(2 * mean[..., None] - 1)
 
     def denoise(
         self,
-        condition: tuple[Float[Array, "b _ _ c"], ...],
+        condition: tuple[Float[Array, "b _ _ _"], ...],
         x: Float[Array, "b p q"],
         t: Float[Array, " b"],
         previous: Float[Array, "b p q 2"],
@@ -147,7 +149,8 @@ class UQDD(nn.Module):
             modulate = lambda h: self.scm[i](h, condition[i], previous[level])  # noqa: E731
             return self.stages[i](h, modulate, embedding, pixels[level])
 
-        h = self.stem(x[..., None])
+        *condition, entry, prior = condition
+        h = self.stem(x[..., None]) + entry
         skips = []
         for i in range(3):
             h = stage(i, h)
@@ -158,7 +161,7 @@ class UQDD(nn.Module):
             skip = skips.pop()
             h = images.resize(h, skip.shape[1:3])
             h = stage(4 + i, self.up[i](jnp.concatenate([h, skip], axis=-1)))
-        logits = self.head(nn.silu(h)) + condition[-1]
+        logits = self.head(nn.silu(h)) + prior
         return Decoded(logits[..., 0], error, quality)
 
 
@@ -174,7 +177,9 @@ class SCM(nn.Module):
         static: Float[Array, "b p q e"],
         previous: Float[Array, "b p q 2"],
     ) -> Float[Array, "b p q c"]:
-        hidden = nn.silu(static + Conv(_HIDDEN, 1, use_bias=False, name="own")(previous))
+        hidden = nn.silu(
+            static + Conv(_HIDDEN, 1, use_bias=False, name="own")(previous)
+        )
         both = Conv(2 * self.channels, 1, name="modulation")(hidden)
         gamma, beta = jnp.split(both, 2, axis=-1)
         return norm(self.channels, affine=False)(h) * (1 + gamma) + beta
@@ -216,9 +221,9 @@ class Stage(nn.Module):
         zeros = nn.initializers.zeros
         both = nn.Dense(2 * self.channels, kernel_init=zeros, name="quality")(embedding)
         scale, shift = jnp.split(both[:, None, None], 2, axis=-1)
-        pixel = Conv(
-            self.channels, 1, use_bias=False, kernel_init=zeros, name="error"
-        )(error)
+        pixel = Conv(self.channels, 1, use_bias=False, kernel_init=zeros, name="error")(
+            error
+        )
         inner = nn.silu(inner * (1 + scale) + shift + pixel)
         return h + Conv(self.channels, 3, name="conv1")(inner)
 

@@ -1,6 +1,7 @@
 """One tiny run, shared by every test that trains, so that it is compiled once.
 
-`config` is also a config file for the doors: `train.py --config tests/runs.py:ROOT`.
+`get_config` makes this a config file for the doors too:
+`train.py --config tests/runs.py:FOLDER`, where FOLDER is one of `write_data`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from configs import common
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 8
+STEPS = 24
 
 
-def get_config(root: str = "absent"):
-    """Eight steps on the label maps of `datasets.write_label_maps(root)`."""
+def get_config(root: str):
+    """A run of 24 steps on the label maps in `root`, with 6 base classes."""
     config = common.get_config()
     config.backbone.name = "tiny"
     config.backbone.weights = "random"
@@ -27,7 +35,7 @@ def get_config(root: str = "absent"):
     config.data.train_split = "train"
     config.data.test_split = "test"
     config.data.image_size = 64
-    config.data.val_fraction = 0.3
+    config.data.val_fraction = 0.4
     config.data.workers = 0
     config.decoder.size = "S"
     config.decoder.mask_stride = 8
@@ -37,37 +45,57 @@ def get_config(root: str = "absent"):
     config.train.max_shots = 1
     config.train.warmup_steps = 2
     config.train.log_every = 1
-    config.train.val_every = 100
-    config.train.val_episodes = 2
-    config.train.checkpoint_every = 2
-    config.train.keep = 10
+    config.train.val_every = STEPS
+    config.train.val_episodes = 6
+    config.train.checkpoint_every = 8
     config.eval.cues = ("mask",)
     config.eval.shots = (1,)
-    config.eval.episodes = 4
+    config.eval.episodes = 6
     config.eval.protocol = "clean"
-    config.eval.batch_size = 2
+    config.eval.batch_size = 4
     config.eval.gallery = 0
     return config
 
 
-def door(name: str, *flags: str, devices: int = 1, wait: bool = True):
-    """`python NAME.py FLAGS` as a user runs it, on `devices` CPU devices."""
+@contextmanager
+def quick_compiling() -> Iterator[None]:
+    """Less optimised programs, here and in the doors: compiling is what takes long."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+def door(name: str, *flags: str, devices: int) -> subprocess.Popen:
+    """`python NAME.py FLAGS` as a user starts it, on `devices` CPU devices."""
     environment = {
         **os.environ,
+        "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error::ResourceWarning", f"{name}.py", *flags],
+    return subprocess.Popen(
+        [sys.executable, f"{name}.py", *flags],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    if not wait:
-        return process
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a door."""
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds; a process that ends before is a failure."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -75,3 +103,23 @@ def metrics(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def saved_state(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by name, read without the code under test."""
+    folder = workdir.absolute() / "checkpoints" / str(step) / "state"
+    handler = ocp.PyTreeCheckpointHandler()
+    plain = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        handler.metadata(folder).tree,
+    )
+    with ocp.Checkpointer(handler) as reader:
+        tree = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if one[name].tobytes() != other[name].tobytes()]
+    assert not different

@@ -66,7 +66,9 @@ def test_operators_are_their_equations(known):
     affinity = baft.self_affinity(jnp.asarray(q), temperature=TAU)
     np.testing.assert_allclose(affinity.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(
-        baft.propagate(affinity, jnp.asarray(prior)), slow_propagate(q, prior), atol=1e-5
+        baft.propagate(affinity, jnp.asarray(prior)),
+        slow_propagate(q, prior),
+        atol=1e-5,
     )
 
 
@@ -82,13 +84,13 @@ def episode(k=3, *, seed=0, b=2, n=1):
     for place in np.ndindex(b, n, k):
         y, x = rng.integers(0, 12, 2)
         fg[place][y : y + 10, x : x + 8] = 1
-    return dict(
-        query=tuple(map(jnp.asarray, query)),
-        support=tuple(map(jnp.asarray, support)),
-        cue_fg=jnp.asarray(fg),
-        cue_bg=jnp.asarray(1 - fg),
-        shot_valid=jnp.ones((b, n, k), bool),
-    )
+    return {
+        "query": tuple(map(jnp.asarray, query)),
+        "support": tuple(map(jnp.asarray, support)),
+        "cue_fg": jnp.asarray(fg),
+        "cue_bg": jnp.asarray(1 - fg),
+        "shot_valid": jnp.ones((b, n, k), bool),
+    }
 
 
 def make(case, **changes):
@@ -148,9 +150,7 @@ def test_padding_changes_nothing():
         shot_valid=case["shot_valid"][:, :, :2],
     )
     np.testing.assert_allclose(padded.maps[:, :, :, :, :2], two.maps, atol=1e-5)
-    np.testing.assert_allclose(
-        padded.reliability[..., :2], two.reliability, atol=1e-5
-    )
+    np.testing.assert_allclose(padded.reliability[..., :2], two.reliability, atol=1e-5)
     np.testing.assert_array_equal(padded.maps[:, :, :, :, 2], 0)
 
 
@@ -181,13 +181,13 @@ def test_a_shot_that_matches_the_others_is_more_reliable():
         fg[0, 0, k, 4:12, 4:16] = 1
     fg[0, 0, 2] = 0
     fg[0, 0, 2, 12:24, 0:8] = 1  # a wrong cue: background
-    case = dict(
-        query=(jnp.asarray(support[:, 0, 0]),),
-        support=(jnp.asarray(support),),
-        cue_fg=jnp.asarray(fg),
-        cue_bg=jnp.asarray(1 - fg),
-        shot_valid=jnp.ones((1, 1, 3), bool),
-    )
+    case = {
+        "query": (jnp.asarray(support[:, 0, 0]),),
+        "support": (jnp.asarray(support),),
+        "cue_fg": jnp.asarray(fg),
+        "cue_bg": jnp.asarray(1 - fg),
+        "shot_valid": jnp.ones((1, 1, 3), bool),
+    }
     reliability = np.asarray(make(case).reliability)[0, 0, 0]
     assert (reliability[:, 2] < reliability[:, :2].min(axis=1)).all()
 
@@ -225,13 +225,13 @@ def test_the_class_is_found_where_it_is():
     support[..., 0:2, 0:2, :] = look
     fg = np.zeros((1, 1, 1, 24, 24), np.float32)
     fg[..., 0:8, 0:8] = 1
-    case = dict(
-        query=(jnp.asarray(query, jnp.float32),),
-        support=(jnp.asarray(support, jnp.float32),),
-        cue_fg=jnp.asarray(fg),
-        cue_bg=jnp.asarray(1 - fg),
-        shot_valid=jnp.ones((1, 1, 1), bool),
-    )
+    case = {
+        "query": (jnp.asarray(query, jnp.float32),),
+        "support": (jnp.asarray(support, jnp.float32),),
+        "cue_fg": jnp.asarray(fg),
+        "cue_bg": jnp.asarray(1 - fg),
+        "shot_valid": jnp.ones((1, 1, 1), bool),
+    }
     for prior in np.asarray(make(case).maps)[0, 0, 0, :, 0]:
         inside = prior[3:5, 1:3].min()
         prior = prior.copy()

@@ -99,7 +99,7 @@ def test_the_contract(params):
     case = episode()
     prob, maps = PREDICT(params, KEYS, case)
     assert prob.shape == case.query_mask.shape
-    assert 0 <= float(prob.min()) and float(prob.max()) <= 1
+    assert float(prob.min()) >= 0 and float(prob.max()) <= 1
     assert set(maps) == {"prior_mean", "prior_variance", "uncertainty", "spread"}
     assert all(x.shape == prob.shape for x in maps.values())
     assert float(maps["spread"].max()) > 0
@@ -198,9 +198,7 @@ def test_ignored_pixels_do_not_reach_the_loss(params):
     loss = jax.jit(only.loss)
     first, _ = loss(params, KEYS, case._replace(query_valid=valid))
     flipped = case.query_mask.at[..., :32].set(1 - case.query_mask[..., :32])
-    second, _ = loss(
-        params, KEYS, case._replace(query_valid=valid, query_mask=flipped)
-    )
+    second, _ = loss(params, KEYS, case._replace(query_valid=valid, query_mask=flipped))
     assert float(first) == pytest.approx(float(second), rel=1e-5)
     third, _ = loss(params, KEYS, case._replace(query_mask=flipped))
     assert abs(float(third) - float(first)) > 1e-3

@@ -68,9 +68,7 @@ def test_the_sampler_is_a_plain_loop():
     keys = jax.random.split(KEY, 2)
     shift, start = maps(2, 4, 4, seed=3), maps(2, 4, 4, seed=4)
     times = diffusion.times(jnp.array([1.0, 0.7]), steps=4)
-    got, _ = diffusion.sample(
-        net, start, times=times, keys=keys, shift=shift, eta=0.8
-    )
+    got, _ = diffusion.sample(net, start, times=times, keys=keys, shift=shift, eta=0.8)
     x, previous = start, jnp.zeros_like(start)
     split = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     for i in range(4):

@@ -68,7 +68,9 @@ def test_against_a_plain_sum(seed):
 
 def test_equal_priors_leave_only_the_floor():
     maps = np.repeat(np.random.default_rng(0).random((1, 1, 1, 4, 4)), 6, axis=2)
-    mean, variance = fuse(maps, np.ones((1, 1, 6), bool), np.linspace(-1, 1, 6)[None, None])
+    mean, variance = fuse(
+        maps, np.ones((1, 1, 6), bool), np.linspace(-1, 1, 6)[None, None]
+    )
     np.testing.assert_allclose(mean[0, 0], maps[0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(variance, 0.01, atol=1e-6)
 
@@ -98,9 +100,9 @@ def test_variance_never_exceeds_what_is_possible():
 
 def floor(kinds, valid, text=False):
     return float(
-        uapf.cue_floor(
-            jnp.array([[kinds]]), jnp.array([[valid]]), jnp.array([[text]])
-        )[0, 0]
+        uapf.cue_floor(jnp.array([[kinds]]), jnp.array([[valid]]), jnp.array([[text]]))[
+            0, 0
+        ]
     )
 
 

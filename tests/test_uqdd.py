@@ -12,14 +12,14 @@ R = 16
 
 def inputs(b=2, seed=0):
     keys = jax.random.split(jax.random.key(seed), 6)
-    return dict(
-        mean=jax.random.uniform(keys[0], (b, R, R)),
-        variance=0.25 * jax.random.uniform(keys[1], (b, R, R)),
-        rgb=jax.random.uniform(keys[2], (b, R, R, 3)),
-        x=jax.random.normal(keys[3], (b, R, R)),
-        t=jax.random.uniform(keys[4], (b,)),
-        previous=jax.random.uniform(keys[5], (b, R, R, 2), minval=-1),
-    )
+    return {
+        "mean": jax.random.uniform(keys[0], (b, R, R)),
+        "variance": 0.25 * jax.random.uniform(keys[1], (b, R, R)),
+        "rgb": jax.random.uniform(keys[2], (b, R, R, 3)),
+        "x": jax.random.normal(keys[3], (b, R, R)),
+        "t": jax.random.uniform(keys[4], (b,)),
+        "previous": jax.random.uniform(keys[5], (b, R, R, 2), minval=-1),
+    }
 
 
 def parameters(net):
@@ -38,9 +38,9 @@ RUN = jax.jit(lambda **x: NET.apply(PARAMS, **x))
 
 
 def test_every_input_acts():
-    grads = jax.jit(
-        jax.grad(lambda x: jnp.sum(NET.apply(PARAMS, **x).logits[0] ** 2))
-    )(inputs())
+    grads = jax.jit(jax.grad(lambda x: jnp.sum(NET.apply(PARAMS, **x).logits[0] ** 2)))(
+        inputs()
+    )
     for name, grad in grads.items():
         assert float(jnp.abs(grad[0]).max()) > 0, name
         # Episodes never see each other.
@@ -69,7 +69,7 @@ def test_two_halves_are_the_whole():
     condition = NET.apply(
         PARAMS, facts["mean"], facts["variance"], facts["rgb"], method="condition"
     )
-    assert len(condition) == len(STAGE_LEVELS) + 1
+    assert len(condition) == len(STAGE_LEVELS) + 2
     out = NET.apply(
         PARAMS, condition, facts["x"], facts["t"], facts["previous"], method="denoise"
     )
@@ -83,7 +83,7 @@ def test_the_quality_module_reads_only_the_state():
     other = RUN(**{**inputs(seed=1), "x": facts["x"]})
     np.testing.assert_array_equal(out.error, other.error)
     np.testing.assert_array_equal(out.quality, other.quality)
-    assert 0 <= float(out.error.min()) and float(out.error.max()) <= 1
+    assert float(out.error.min()) >= 0 and float(out.error.max()) <= 1
     quality = NET.apply(PARAMS, facts["x"], method="quality")
     np.testing.assert_allclose(quality, out.quality, rtol=1e-5)
 

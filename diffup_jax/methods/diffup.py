@@ -134,9 +134,13 @@ class DiffUp:
         Args:
           keys: one per episode, so that the draws do not depend on the batch.
         """
-        s = self.process.signal_scale
         draws = _Draws(keys)
         state = jax.lax.stop_gradient(self._prepare(params, episode, draws))
+        return self._decoder_loss(params, draws, state)
+
+    def _decoder_loss(self, params, draws, state):
+        """Equations (1) and (2) from what the decoder sees."""
+        s = self.process.signal_scale
         target, valid = state["target"], state["valid"]
         apply = lambda p, name, *a: self._network.apply(  # noqa: E731
             {"params": p}, *a, method=name
@@ -144,8 +148,8 @@ class DiffUp:
         condition = apply(
             params["decoder"], "condition", *(state[x] for x in _CONDITION)
         )
-        b, n = episode.query_mask.shape[:2]
-        shape = (n, *target.shape[1:])
+        b = draws.count
+        n = len(target) // b
         shift = self.process.condition_strength * s * (2 * state["mean"] - 1)
         prior = s * (2 * state["mean"] - 1)
         truth = s * (2 * target - 1)
@@ -163,7 +167,7 @@ class DiffUp:
         )
         # First pass: the network's own answer from a noisier time, as in the chain.
         t_first = t + (1 - t) * draw("first", jax.random.uniform)
-        noise = draw("noise first", jax.random.normal, *shape[1:])
+        noise = draw("noise first", jax.random.normal, *target.shape[1:])
         x_first = diffusion.forward(prior, t_first, noise=noise, shift=shift)
         frozen = jax.lax.stop_gradient((params["decoder"], condition))
         nothing = jnp.zeros((*target.shape, 2))
@@ -172,10 +176,8 @@ class DiffUp:
 
         which = draw("source", jax.random.uniform)[:, None, None]
         z = jnp.where(which < self.losses.from_own, s * own, prior)
-        z = jnp.where(
-            which < self.losses.from_own + self.losses.from_prior, z, truth
-        )
-        noise = draw("noise", jax.random.normal, *shape[1:])
+        z = jnp.where(which < self.losses.from_own + self.losses.from_prior, z, truth)
+        noise = draw("noise", jax.random.normal, *target.shape[1:])
         x = diffusion.forward(z, t, noise=noise, shift=shift)
         seen = draw("self", jax.random.uniform) < self.losses.self_conditioning
         previous = self._previous(own, state["affinity"])
@@ -279,17 +281,15 @@ class DiffUp:
     def _disturb(self, made, draws):
         """Prior dropout and the monotone distortion: no backbone's histogram stays."""
         priors, last = made
-        l, o = priors.maps.shape[2:4]
-        u = draws("keep", jax.random.uniform, (l, o))
+        pairs = priors.maps.shape[2:4]
+        u = draws("keep", jax.random.uniform, pairs)
         # The luckiest pair always stays: an episode without priors teaches nothing.
         best = u == u.max(axis=(1, 2), keepdims=True)
         keep = (u > self.losses.prior_dropout) | best
         gamma = draws("gamma", jax.random.normal, priors.maps.shape[1:5])
         gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
         # P = 0 stays 0 for every gamma; the floor keeps the power finite.
-        maps = jnp.where(
-            priors.maps > 0, jnp.maximum(priors.maps, 1e-6) ** gamma, 0.0
-        )
+        maps = jnp.where(priors.maps > 0, jnp.maximum(priors.maps, 1e-6) ** gamma, 0.0)
         return (priors._replace(maps=maps), last), keep
 
     def _previous(self, x0, affinity) -> Float[Array, "b p q 2"]:
@@ -346,9 +346,10 @@ class _Draws:
 
     def __init__(self, keys: Key[Array, " b"]):
         self._keys = keys
+        self.count = len(keys)
 
     def __call__(self, name: str, draw, shape: tuple[int, ...]) -> Array:
         number = sum(ord(letter) * 31**i for i, letter in enumerate(name)) % (2**31)
-        return jax.vmap(
-            lambda key: draw(jax.random.fold_in(key, number), shape)
-        )(self._keys)
+        return jax.vmap(lambda key: draw(jax.random.fold_in(key, number), shape))(
+            self._keys
+        )

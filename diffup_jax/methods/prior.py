@@ -128,14 +128,15 @@ class Prior:
     ) -> Fused:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
         priors, last = made
-        b, n, l, o, k, p, q = priors.maps.shape
+        b, n, levels, operators, k, p, q = priors.maps.shape
+        m = levels * operators * k
         valid = priors.valid
         if keep is not None:
             valid = valid & keep[:, None, :, :, None]
         mean, variance = uapf.fuse(
-            priors.maps.reshape(b, n, l * o * k, p, q),
-            valid.reshape(b, n, l * o * k),
-            reliability=priors.reliability.reshape(b, n, l * o * k),
+            priors.maps.reshape(b, n, m, p, q),
+            valid.reshape(b, n, m),
+            reliability=priors.reliability.reshape(b, n, m),
             temperature=self.settings.fusion_temperature,
             floor=uapf.cue_floor(
                 episode.cue_kind, episode.shot_valid, episode.text_valid
