@@ -17,7 +17,7 @@ CONSTRAIN = $$($(BIN)/python -c 'import sys; \
 
 PYTEST_ARGS ?=
 # The recipe of `make demo`.
-SCENES ?= 600
+SCENES ?= 1500
 
 .PHONY: help venv test parity real lint demo clean
 .DELETE_ON_ERROR:
@@ -79,7 +79,7 @@ demo: .venv/.installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir runs/quickstart
 	$(BIN)/python eval.py --config configs/quickstart.py --workdir runs/quickstart \
 	  --output runs/quickstart/results.json
-	@echo 'Results: runs/quickstart/results.json   Gallery: runs/quickstart/gallery'
+	@echo 'Results: runs/quickstart/results.json   Gallery: runs/quickstart/gallery.html'
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .mypy_cache

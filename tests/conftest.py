@@ -5,8 +5,9 @@ Set before jax is imported, because jax reads them once:
 - two CPU devices, so that "one device and two give the same update" can be tested on
   any machine; the CPU is used unless JAX_PLATFORMS names another platform;
 - rank promotion raises: a silent broadcast [b p q] + [b p q c] is nearly always a bug;
-- compiled programs are kept in `.cache/jax-tests` (or JAX_COMPILATION_CACHE_DIR), because
-  compiling, not computing, is what the tests spend their time on;
+- compiled programs are kept in `.cache/jax-tests` (or JAX_COMPILATION_CACHE_DIR) and
+  compiled with few optimisations, because compiling, not computing, is what the tests
+  spend their time on (a training step: 10 s of CPU instead of 20);
 - jaxtyping annotations of the package are checked by beartype. Only this process has
   the import hook: data workers are started afresh and import the package unchecked.
 
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=2".strip()
+_LEVEL = "--xla_backend_optimization_level"
+if _LEVEL not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {_LEVEL}=0"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

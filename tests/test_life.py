@@ -6,14 +6,11 @@ step and started again, a run ends bit for bit where an undisturbed one ends.
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 import signal
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import pytest
 
 from diffup_jax import checkpoint, training
@@ -27,99 +24,106 @@ def quick():
         yield
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return datasets.write_label_maps(tmp_path_factory.mktemp("life"), train=40)
+@pytest.fixture
+def root(tmp_path):
+    return datasets.write_label_maps(tmp_path / "data", train=40)
 
 
-class Life(NamedTuple):
-    """Folders of an undisturbed and of a killed and continued run.
-
-    before: metrics of the killed run at its death; out, err: words of its second life.
-    """
-
-    undisturbed: Path
-    killed: Path
-    before: list[dict]
-    out: str
-    err: str
+def test_a_life_on_one_device(root, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    # Without validation: it is part of the other life.
+    door = start_training(root, "--config.data.val_fraction=0.001", devices=1)
+    status, out, err = runs.finish(door(undisturbed))
+    assert status == 0, err
+    assert "no validation" in out
+    live_killed(door, killed)
+    assert_same_lives(undisturbed, killed)
 
 
-@pytest.fixture(scope="module")
-def life(root, tmp_path_factory):
-    """`life(devices)`: lived once, at the first call."""
+def test_a_life_on_two_devices(root, tmp_path, capsys):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    # This process has two devices too, and the doors are to agree with it.
+    training.train(runs.get_config(str(root)), str(undisturbed))
+    out = live_killed(start_training(root, devices=2), killed)
+    assert f"step {runs.STEPS}: validation on base classes, held-out images" in out
+    assert "val_miou" in runs.metrics(killed)[-1]
+    assert_same_lives(undisturbed, killed)
 
-    @functools.cache
-    def live(devices: int) -> Life:
-        work = tmp_path_factory.mktemp(f"devices{devices}")
+    # A finished run is left as it is.
+    files = lambda: {x: x.stat().st_mtime_ns for x in killed.rglob("*")}  # noqa: E731
+    before = files()
+    state = training.train(runs.get_config(str(root)), str(killed))
+    assert f"is finished: step {runs.STEPS}" in capsys.readouterr().out
+    assert int(state.step) == runs.STEPS
+    assert files() == before
 
-        def start(name):
-            flags = ("--config", f"tests/runs.py:{root}", "--workdir", str(work / name))
-            return runs.door("train", *flags, devices=devices)
-
-        if devices == jax.device_count():  # the doors are to agree with this process
-            training.train(runs.get_config(str(root)), str(work / "undisturbed"))
-        else:
-            status, _, err = runs.finish(start("undisturbed"))
-            assert status == 0, err
-
-        killed = work / "killed"
-        step = random.randint(9, 16)
-        process = start("killed")
-        runs.wait_for(
-            process,
-            lambda: (
-                len(runs.metrics(killed)) >= step
-                and checkpoint.latest_step(str(killed)) is not None
-            ),
-        )
-        process.kill()
-        assert runs.finish(process)[0] == -signal.SIGKILL
-        assert checkpoint.latest_step(str(killed)) < runs.STEPS
-        before = runs.metrics(killed)
-
-        status, out, err = runs.finish(start("killed"))
-        assert status == 0, err
-        return Life(work / "undisturbed", killed, before, out, err)
-
-    return live
+    assert_evaluates(root, killed, tmp_path / "out")
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_killed_run_ends_where_an_undisturbed_one_ends(life, devices):
-    folders = life(devices)[:2]
-    one, other = (runs.saved_state(folder, runs.STEPS) for folder in folders)
+def start_training(root: Path, *flags: str, devices: int):
+    """`door(workdir)` starts a training process."""
+    config = f"tests/runs.py:{root}"
+    return lambda workdir: runs.door(
+        *("train", "--config", config, "--workdir", str(workdir), *flags),
+        devices=devices,
+    )
+
+
+def live_killed(door, workdir: Path) -> str:
+    """Trains, killed once; answers what the second process said."""
+    step = random.randint(9, 16)  # a checkpoint is every 8 steps, the end at 24
+    process = door(workdir)
+    runs.wait_for(
+        process,
+        lambda: (
+            len(runs.metrics(workdir)) >= step
+            and checkpoint.latest_step(str(workdir)) is not None
+        ),
+    )
+    process.kill()
+    assert runs.finish(process)[0] == -signal.SIGKILL
+    assert checkpoint.latest_step(str(workdir)) < runs.STEPS
+    before = runs.metrics(workdir)
+
+    status, out, err = runs.finish(door(workdir))
+    assert status == 0, err
+    assert "continuing after step" in out
+    after = runs.metrics(workdir)
+    without_time(before, after)
+    assert before == after[: len(before)]
+    assert len(list((workdir / "tensorboard").glob("events.*"))) == 2
+    return out + err
+
+
+def assert_same_lives(undisturbed: Path, killed: Path) -> None:
+    one, other = (runs.saved_state(x, runs.STEPS) for x in (undisturbed, killed))
     for part in ("params", "average", "optimiser", "step"):
         assert any(part in name for name in one)
     runs.assert_same_bits(one, other)
     one, other = (
         (folder / "checkpoints" / str(runs.STEPS) / "position/metadata").read_text()
-        for folder in folders
+        for folder in (undisturbed, killed)
     )
     assert one == other
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-def test_every_step_is_recorded_once(life, devices):
-    undisturbed, killed, before, out, err = life(devices)
+    # Every step is recorded once, whatever was done twice.
     one, other = runs.metrics(undisturbed), runs.metrics(killed)
+    without_time(one, other)
+    assert one == other
     steps = [line["step"] for line in other if "loss" in line]
     assert steps == list(range(1, runs.STEPS + 1))
-    assert other[-1]["step"] == runs.STEPS and "val_miou" in other[-1]
-    for line in (*one, *other, *before):
-        line.pop("episodes_per_s", None)
-    assert one == other
-    assert before == other[: len(before)]
-    assert "continuing after step" in out and "validation on base classes" in out + err
-    assert len(list((killed / "tensorboard").glob("events.*"))) == 2
 
 
-def test_the_killed_run_evaluates(life, root, tmp_path):
-    output = tmp_path / "out" / "results.json"
+def without_time(*lives: list[dict]) -> None:
+    for lines in lives:
+        for line in lines:
+            line.pop("episodes_per_s", None)
+
+
+def assert_evaluates(root: Path, workdir: Path, folder: Path) -> None:
+    output = folder / "results.json"
     status, out, err = runs.finish(
         runs.door(
-            "eval",
-            *("--config", f"tests/runs.py:{root}", "--workdir", str(life(2).killed)),
+            *("eval", "--config", f"tests/runs.py:{root}", "--workdir", str(workdir)),
             *("--output", str(output), "--config.eval.gallery=3"),
             "--config.eval.cues=mask,box",
             devices=2,
@@ -131,15 +135,5 @@ def test_the_killed_run_evaluates(life, root, tmp_path):
     assert all(tuple(row) == ROW_KEYS for row in rows)
     assert rows[0]["weights"] == f"killed step {runs.STEPS}"
     assert "mIoU" in out and str(output) in out
-    assert (output.parent / "gallery.html").stat().st_size > 1000
-    assert len(list((output.parent / "episodes").glob("*.jsonl"))) == 1
-
-
-def test_a_finished_run_is_left_as_it_is(life, root, capsys):
-    folder = life(2).undisturbed
-    files = lambda: {x: x.stat().st_mtime_ns for x in folder.rglob("*")}  # noqa: E731
-    before = files()
-    state = training.train(runs.get_config(str(root)), str(folder))
-    assert f"is finished: step {runs.STEPS}" in capsys.readouterr().out
-    assert int(state.step) == runs.STEPS
-    assert files() == before
+    assert (folder / "gallery.html").stat().st_size > 1000
+    assert len(list((folder / "episodes").glob("*.jsonl"))) == 1
