@@ -93,17 +93,21 @@ def episode(k=3, *, seed=0, b=2, n=1):
     }
 
 
-def make(case, **changes):
-    case = {**case, **changes}
-    return baft.make_priors(
-        case["query"],
-        case["support"],
-        cue_fg=case["cue_fg"],
-        cue_bg=case["cue_bg"],
-        shot_valid=case["shot_valid"],
+PRIORS = jax.jit(
+    lambda query, support, cue_fg, cue_bg, shot_valid: baft.make_priors(
+        query,
+        support,
+        cue_fg=cue_fg,
+        cue_bg=cue_bg,
+        shot_valid=shot_valid,
         temperature=TAU,
         grid=GRID,
     )
+)
+
+
+def make(case, **changes):
+    return PRIORS(**{**case, **changes})
 
 
 def test_maps_are_scaled_and_reliabilities_bounded():
@@ -262,9 +266,11 @@ def test_affinity_has_the_grid_of_the_image_for_any_backbone():
 
 def test_no_gradient_breaks_on_empty_cues():
     case = episode(k=2)
-    grad = jax.grad(
-        lambda s: make(
-            case, support=s, cue_fg=case["cue_fg"] * 0, cue_bg=case["cue_bg"] * 0
-        ).maps.sum()
+    grad = jax.jit(
+        jax.grad(
+            lambda s: make(
+                case, support=s, cue_fg=case["cue_fg"] * 0, cue_bg=case["cue_bg"] * 0
+            ).maps.sum()
+        )
     )(case["support"])
     assert all(np.isfinite(x).all() for x in grad)

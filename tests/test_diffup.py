@@ -46,7 +46,7 @@ PREDICT = jax.jit(METHOD.predict)
 KEYS = jax.random.split(jax.random.key(1), 2)
 
 
-def episode(b=2, n=1, k=2, seed=0) -> Episode:
+def episode(b=2, n=1, k=3, seed=0) -> Episode:
     """Coloured squares on noise; the cue is the whole square."""
     rng = np.random.default_rng(seed)
 
@@ -166,31 +166,24 @@ def test_loss_trains_the_decoder_alone_and_falls():
     params = METHOD.init(jax.random.key(0), case)
 
     @jax.jit
-    def step(decoder, keys):
-        def loss(decoder):
-            return METHOD.loss({**params, "decoder": decoder}, keys, case)[0]
+    def step(params, keys):
+        def loss(params):
+            return METHOD.loss(params, keys, case)[0]
 
-        value, grad = jax.value_and_grad(loss)(decoder)
-        return jax.tree.map(lambda p, g: p - 0.05 * g, decoder, grad), value
+        value, grad = jax.value_and_grad(loss)(params)
+        return jax.tree.map(lambda p, g: p - 0.05 * g, params, grad), value
 
-    decoder, values = params["decoder"], []
+    start, values = params["backbone"], []
     for i in range(30):
-        decoder, value = step(decoder, jax.random.split(jax.random.key(i), 2))
+        params, value = step(params, jax.random.split(jax.random.key(i), 2))
         values.append(float(value))
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:3])
-
-    grad = jax.grad(
-        lambda backbone: METHOD.loss({**params, "backbone": backbone}, KEYS, case)[0],
-        allow_int=True,
-    )(params["backbone"])
-    assert all(not np.any(np.asarray(x)) for x in jax.tree.leaves(grad))
+    jax.tree.map(np.testing.assert_array_equal, params["backbone"], start)
 
 
 def test_ignored_pixels_do_not_reach_the_loss(params):
     case = episode()
     valid = case.query_valid.at[:, :, :32].set(False)
-    loss = jax.jit(METHOD.loss)
-    first, _ = loss(params, KEYS, case._replace(query_valid=valid))
     # z (what x_t is built from) may be the truth, so only the targets are compared.
     only = dataclasses.replace(
         METHOD, losses=dataclasses.replace(LOSSES, from_own=0.5, from_prior=0.5)

@@ -64,7 +64,7 @@ def _batches(episodes, size):
 
 
 @jax.jit
-def _predict(key, episode):
+def _predict(keys, episode):
     mean = episode.query[..., 0].astype(jnp.float32)[:, None] / 255
     maps = {
         "prior_mean": mean,
@@ -98,13 +98,18 @@ def test_padded_episodes_do_not_count():
 
 
 def test_each_batch_has_its_own_key_and_a_second_pass_repeats_the_first():
-    def noise(key, episode):
-        prob = jax.random.uniform(key, episode.query_mask.shape)
+    def noise(keys, episode):
+        one = jax.vmap(
+            lambda key: jax.random.uniform(key, episode.query_mask.shape[1:])
+        )
+        prob = one(keys)
         return prob, dict.fromkeys(evaluation.MAPS, prob)
 
     def run(key):
         batches = _batches(_episodes(4), 2)
-        found = evaluation.predictions(noise, jax.random.key(key), batches)
+        found = evaluation.predictions(
+            noise, jax.random.key(key), batches, numbers=range(4)
+        )
         return [np.asarray(prob) for _, _, prob, _ in found]
 
     first, second = run(0)
@@ -143,7 +148,11 @@ def test_a_broken_predict_is_refused():
     for predict, words in ((small, "of shape"), (silent, "'prior_variance'")):
         with pytest.raises(DiffUpError, match=words):
             batches = _batches(_episodes(2), 2)
-            next(evaluation.predictions(predict, jax.random.key(0), batches))
+            next(
+                evaluation.predictions(
+                    predict, jax.random.key(0), batches, numbers=range(4)
+                )
+            )
 
 
 def test_results_file(tmp_path):
