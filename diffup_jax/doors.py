@@ -72,7 +72,8 @@ def _config_error(text: str, arguments: list[str]) -> str:
     unknown = re.match(r"'?(\w+)'?\s*(Did you mean.*)?$", text)
     if unknown:
         key, hint = unknown.groups()
-        named = [a for a in arguments if re.search(rf"^--config\.(.*\.)?{key}(=|\.|$)", a)]
+        flag = re.compile(rf"^--config\.(.*\.)?{key}(=|\.|$)")
+        named = [argument for argument in arguments if flag.search(argument)]
         if named:
             return f"unknown config key in {named[0]!r}. {hint or _KNOWN}"
     return f"the config cannot be used: {text}"

@@ -4,7 +4,8 @@
     state --compute--> scores --row--> results.json and the printed table
 
 Batches are (Episode, count) in the order of the evaluation list: the last one may be
-padded, only its first `count` episodes are real. `predict(keys, episode)`, with one key per episode, answers
+padded, only its first `count` episodes are real. `predict(keys, episode)`, with one
+key per episode, answers
 (prob [b n h w] in [0, 1], maps) at the query's size, maps holding "prior_mean",
 "prior_variance" and "uncertainty" of the same shape. The evaluator knows no method.
 

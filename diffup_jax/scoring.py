@@ -60,7 +60,8 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
             "seed": settings.eval.seed,
             "shots": shots,
         }
-        episodes.write_draws(folder / "episodes" / f"{name}_{shots}shot.jsonl", draws, meta)
+        path = folder / "episodes" / f"{name}_{shots}shot.jsonl"
+        episodes.write_draws(path, draws, meta)
         for cue in settings.eval.cues:
             print(f"{cue}, {shots}-shot", flush=True)
             result = evaluation.evaluate(
@@ -97,7 +98,9 @@ def draw_list(
     """
     options = settings.eval
     if options.protocol == "hsnet":
-        return episodes.hsnet_draws(source, classes, shots=shots, count=options.episodes)
+        return episodes.hsnet_draws(
+            source, classes, shots=shots, count=options.episodes
+        )
     return episodes.clean_draws(
         source, classes, shots=shots, count=options.episodes, seed=options.seed
     )
@@ -186,7 +189,7 @@ def _setting(
 
 def _gallery(path, settings, source, answer, draws, cue, result, *, row) -> None:
     """Runs the chosen episodes once more, each with its own noise, and shows them."""
-    chosen = evaluation.gallery_choice(result.ious, settings.eval.gallery)
+    chosen = evaluation.gallery_choice(result.ious, settings.eval.gallery).tolist()
     picked = [draws[i] for i in chosen]
     items = []
     batches = evaluation.predictions(

@@ -13,7 +13,6 @@ import types
 import typing
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffup_jax import backbones
@@ -137,8 +136,8 @@ def make_backbone(settings: Settings) -> backbones.Backbone:
     unknown = [name for name in settings.prior.levels if name not in known]
     if unknown:
         raise DiffUpError(
-            f"config.prior.levels names {unknown}, which backbone {backbone.name!r} does "
-            f"not have. Its levels: {', '.join(known)}. Use () for its own choice."
+            f"config.prior.levels names {unknown}, which backbone {backbone.name!r} "
+            f"does not have. Its levels: {', '.join(known)}. Use () for its own choice."
         )
     return backbone
 
@@ -198,10 +197,10 @@ def _section(kind, values: Any, name: str, problems: list[str]):
         problems.append(f"{name}.{key}: unknown key; {hint}")
     fields = {}
     for key in hints:
-        if key not in given:
-            problems.append(f"{name}.{key}: missing (configs/common.py has its default)")
-            continue
         where = f"{name}.{key}"
+        if key not in given:
+            problems.append(f"{where}: missing (configs/common.py has its default)")
+            continue
         if dataclasses.is_dataclass(hints[key]):
             if not hasattr(given[key], "items"):  # a ConfigDict is no Mapping
                 problems.append(f"{where}: expected a section, got {given[key]!r}")

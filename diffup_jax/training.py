@@ -8,12 +8,7 @@ uninterrupted one does, and the number of devices changes nothing but rounding.
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +18,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from diffup_jax import checkpoint, evaluation
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, sources
 from diffup_jax.methods import Method
+from diffup_jax.runlog import Log
 from diffup_jax.settings import Settings, TrainSettings
 from diffup_jax.types import DiffUpError, Episode
 
@@ -60,8 +54,8 @@ def train(config: Any, workdir: str) -> TrainState:
     settings = setup.from_config(config)
     if settings.method == "prior":
         raise DiffUpError(
-            f"config.method={settings.method!r} has nothing to train; it is scored with "
-            "eval.py. Use --config.method=diffup."
+            f"config.method={settings.method!r} has nothing to train; it is scored "
+            "with eval.py. Use --config.method=diffup."
         )
     options = settings.train
     if options.multi_host:
@@ -85,7 +79,8 @@ def train(config: Any, workdir: str) -> TrainState:
     # Model and state. A folder with another run is refused before anything is built.
     backbone = setup.make_backbone(settings)
     method = setup.make_method(settings, backbone)
-    facts = {**setup.plain(settings), "weights_digest": backbone.digest}
+    facts = setup.plain(settings)
+    facts["backbone"]["digest"] = backbone.digest  # weights may move, not change
     done = checkpoint.latest_step(workdir)
     if done is not None:
         _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
@@ -99,29 +94,36 @@ def train(config: Any, workdir: str) -> TrainState:
         state, position, _ = checkpoint.restore(workdir, done, template=state)
         batches.set_state(position)
     if done == options.steps:
-        print(f"{workdir} is finished: step {done} of {done}. Nothing to do.", flush=True)
+        print(f"{workdir} is finished: step {done} of {done}. Nothing to do.")
         return state
     first = done or 0
     writer = checkpoint.manager(workdir, keep=options.keep)
-    log = Log(workdir, settings, start=first)
+    log = Log(
+        workdir,
+        config=setup.plain(settings),
+        start=first,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        log_every=options.log_every,
+    )
     log.say(_summary(settings, backbone, state, training, base, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
     predict = compiled_predict(method)
     late: tuple[int, Any] | None = None
     try:
-        with log.progress(options.steps, first) as bar:
+        with log.progress() as bar:
             for number in range(first + 1, options.steps + 1):
                 episode = place(next(batches), mesh)
                 state, metrics = step(state, frozen, episode)
                 if late is not None:
-                    log.metrics(*late, bar, options)
+                    log.metrics(*late, bar)
                 late = (number, metrics)
                 last = number == options.steps
                 saving = number % options.checkpoint_every == 0 or last
                 validating = validation and (number % options.val_every == 0 or last)
                 if saving or validating:
-                    log.metrics(*late, bar, options)  # never save a spoilt state
+                    log.metrics(*late, bar)  # never save a spoilt state
                     late = None
                 if validating:
                     score = _validate(
@@ -189,9 +191,7 @@ def init_state(
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Fresh state and the frozen parts, both on every device."""
-    params = method.init(
-        jax.random.key(settings.seed), setup.example_episode(settings)
-    )
+    params = method.init(jax.random.key(settings.seed), setup.example_episode(settings))
     trained = {name: params[name] for name in method.trainable}
     frozen = {name: params[name] for name in params if name not in trained}
 
@@ -273,93 +273,6 @@ def compiled_predict(method: Method) -> Callable:
     return jax.jit(method.predict)
 
 
-class Log:
-    """Progress bar, WORKDIR/metrics.jsonl and TensorBoard; only on the first host."""
-
-    def __init__(self, workdir: str, settings: Settings, *, start: int):
-        self._lead = jax.process_index() == 0
-        self._folder = Path(workdir)
-        self._val: float | None = None
-        self._batch = settings.train.batch_size
-        self._clock = (time.monotonic(), start)
-        if not self._lead:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write(
-            self._folder / "config.json",
-            json.dumps(setup.plain(settings), indent=2) + "\n",
-        )
-        # Lines of steps that will be run again would stand there twice.
-        path = self._folder / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line]
-            kept = [line for line in lines if _step_of(line) <= start]
-            _write(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=start + 1
-        )
-
-    def say(self, text: str) -> None:
-        if self._lead:
-            print(text, flush=True)
-
-    def progress(self, steps: int, start: int):
-        return tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            disable=not self._lead,
-            dynamic_ncols=True,
-            mininterval=1.0,
-        )
-
-    def metrics(self, step: int, metrics: Any, bar: Any, options: TrainSettings) -> None:
-        """Reads one step's metrics; a non-finite one ends the run."""
-        values = {name: float(value) for name, value in metrics.items()}
-        bar.update(1)
-        if not all(math.isfinite(value) for value in values.values()):
-            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise DiffUpError(
-                f"Training step {step} gave a non-finite number ({shown}). Stopped; the "
-                "last good checkpoint is untouched. Lower config.train.learning_rate "
-                "or config.train.clip_norm and continue in another --workdir."
-            )
-        if step % options.log_every == 0 or step == options.steps:
-            now = time.monotonic()
-            rate = (step - self._clock[1]) * self._batch / max(now - self._clock[0], 1e-9)
-            self._clock = (now, step)
-            values["episodes_per_s"] = rate
-            self._record(step, values)
-            facts = {"loss": f"{values['loss']:.4f}", "episodes/s": f"{rate:.1f}"}
-            if self._val is not None:
-                facts["val mIoU"] = f"{self._val:.1f}"
-            bar.set_postfix(facts, refresh=False)
-
-    def validation(self, step: int, score: dict[str, float], bar: Any) -> None:
-        self._val = score["val_miou"]
-        self._record(step, score)
-        if self._lead:
-            bar.write(
-                f"step {step}: validation on base classes, held-out images: mIoU "
-                f"{score['val_miou']:.1f}, prior at best threshold "
-                f"{score['val_prior_miou']:.1f}"
-            )
-
-    def close(self) -> None:
-        if self._lead:
-            self._file.close()
-            self._board.close()
-
-    def _record(self, step: int, values: dict[str, float]) -> None:
-        if not self._lead:
-            return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-
 def _validation_draws(source, classes, count: int, seed: int):
     """1-shot episodes of base classes that have two held-out images."""
     usable = [c for c in classes if len(source.image_ids(c)) >= 2]
@@ -398,13 +311,11 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
     return {"val_miou": scores.miou, "val_prior_miou": scores.prior_miou}
 
 
-def _check_same_run(
-    facts: dict[str, Any], saved: dict[str, Any], workdir: str
-) -> None:
+def _check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) -> None:
     """A checkpoint is continued only by the config and the weights that made it."""
     now, then = dict(_flat(facts)), dict(_flat(saved))
     changed = [
-        f"{'config.' if key != 'weights_digest' else ''}{key}: was {then.get(key)!r}, now {now.get(key)!r}"
+        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key)
         and not any(key == free or key.startswith(free + ".") for free in _FREE)
@@ -438,17 +349,3 @@ def _summary(settings, backbone, state, source, classes, first) -> str:
     if first:
         lines.append(f"continuing after step {first}")
     return "\n".join(lines)
-
-
-def _step_of(line: str) -> float:
-    """Step of a metrics line; a line cut short by a kill is dropped."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    os.replace(aside, path)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -57,28 +57,15 @@ def get_config(root: str):
     return config
 
 
-@contextmanager
-def quick_compiling() -> Iterator[None]:
-    """Less optimised programs, here and in the doors: compiling is what takes long."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 def door(name: str, *flags: str, devices: int) -> subprocess.Popen:
     """`python NAME.py FLAGS` as a user starts it, on `devices` CPU devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    count = "--xla_force_host_platform_device_count="
+    flags_of_tests = os.environ["XLA_FLAGS"]  # conftest.py's: quick to compile
+    xla = re.sub(rf"{count}\d+", f"{count}{devices}", flags_of_tests)
     return subprocess.Popen(
         [sys.executable, f"{name}.py", *flags],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "XLA_FLAGS": xla},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

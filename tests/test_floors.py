@@ -29,7 +29,7 @@ FLOORS = (
     {"backbones", "data"},
     {"baft", "uapf", "uqdd"},
     {"methods"},
-    {"settings"},
+    {"settings", "runlog"},
     {"evaluation", "checkpoint", "training", "scoring", "visualize", "export"},
     {"doors", "cli", "__main__"},
 )

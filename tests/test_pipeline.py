@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,32 @@ def test_a_worker_tells_the_broken_file(tmp_path):
     with pytest.raises(DiffUpError, match=r"cannot read .*picture\d+"):
         next(batches)
     batches.close()
+
+
+def test_workers_leave_no_shared_memory(tmp_path):
+    """Told by Python at exit, so it takes a process; it even keeps the last batch."""
+    root = datasets.write_label_maps(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "if __name__ == '__main__':\n"
+        "    from diffup_jax.data import pipeline, sources\n"
+        "    s = sources.open_source('label_map', root=sys.argv[1], split='train',"
+        " min_area=0.0, crowd='hsnet')\n"
+        "    d = pipeline.training_dataset(s, (0, 1), seed=0, steps=6, batch_size=1,"
+        " image_size=16, max_shots=1, cues=('mask',), augment=None,"
+        " process_index=0, process_count=1)\n"
+        "    batches = pipeline.iterate(d, workers=2)\n"
+        "    for step in range(6):\n"
+        "        batch = next(batches)\n"
+        "    batches.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(root)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_making_batches_starts_no_jax_device(tmp_path):

@@ -123,7 +123,12 @@ class DiffUp:
             jnp.ones((1,)),
             jnp.zeros((1, *r, 2)),
         )
-        decoder = jax.jit(self._network.init)(key, *inputs)["params"]
+        # Run once: compiling it well (11 s) costs more than it could ever save.
+        init = jax.jit(
+            self._network.init,
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        decoder = init(key, *inputs)["params"]
         return {**self.prior.init(key, episode), "decoder": decoder}
 
     def loss(

@@ -1,0 +1,133 @@
+"""Configs: what may stand in one, and how a mistake is told, here and at the doors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from configs import common
+from diffup_jax import settings as setup
+from diffup_jax.types import DiffUpError
+from tests import datasets, runs
+
+CONFIGS = sorted(path.stem for path in (runs.ROOT / "configs").glob("*.py"))
+
+
+def refused(config) -> str:
+    with pytest.raises(DiffUpError) as caught:
+        setup.from_config(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_of_the_project_is_read(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    settings = setup.from_config(config)
+    # As JSON and back it is the same: a checkpoint keeps the config this way.
+    assert setup.from_config(json.loads(json.dumps(setup.plain(settings)))) == settings
+
+
+def test_unknown_and_missing_keys_are_named_together():
+    config = common.get_config().to_dict()
+    config["train"]["stepz"] = 3
+    config["learning"] = {}
+    del config["eval"]["seed"]
+    config["losses"] = 0.5
+    told = refused(config)
+    assert "config.train.stepz: unknown key; did you mean config.train.steps?" in told
+    assert "config.learning: unknown key" in told
+    assert "config.eval.seed: missing" in told
+    assert "config.losses: expected a section, got 0.5" in told
+    assert len(told.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "steps", "many", "expected int, got 'many'"),
+        ("train", "steps", True, "expected int, got True"),
+        ("train", "steps", 2.0, "expected int, got 2.0"),
+        ("train", "multi_host", 1, "expected bool, got 1"),
+        ("train", "learning_rate", "1e-3", "expected float"),
+        ("backbone", "name", 50, "expected str, got 50"),
+        ("eval", "shots", (1, "5"), "expected int, got '5'"),
+        ("augment", "scale", (0.5,), r"expected 2 values, got \(0.5,\)"),
+        ("train", "steps", 0, "got 0, expected at least 1"),
+        ("train", "cues", ("mask", "dot"), "expected some of mask, box"),
+        ("train", "cues", ("text",), "expected some of mask, box"),
+        ("train", "learning_rate", float("nan"), "got nan, expected more than 0"),
+        ("train", "ema_decay", 1.0, r"expected a number in \[0, 1\)"),
+        ("eval", "protocol", "pfenet", r"expected \('hsnet', 'clean'\)"),
+        ("eval", "shots", (), "expected numbers of at least 1"),
+        ("decoder", "size", "XL", r"got 'XL', expected \('S', 'B', 'L'\)"),
+        ("data", "val_fraction", 0.0, "expected a share between 0 and 1"),
+        ("losses", "from_own", 1.5, r"expected a number in \[0, 1\]"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(section, key, value, words):
+    config = common.get_config().to_dict()
+    config[section][key] = value
+    with pytest.raises(DiffUpError, match=rf"config\.{section}\.{key}: .*{words}"):
+        setup.from_config(config)
+
+
+def test_words_of_the_command_line():
+    """`--config.eval.cues=mask,box` arrives as ('mask,box',), one number as itself."""
+    config = common.get_config()
+    config.eval.cues = ("mask, box",)
+    config.train.learning_rate = 1
+    settings = setup.from_config(config)
+    assert settings.eval.cues == ("mask", "box")
+    assert settings.train.learning_rate == 1.0
+    plain = config.to_dict()
+    plain["eval"]["cues"], plain["eval"]["shots"] = "point", 3
+    settings = setup.from_config(plain)
+    assert settings.eval.cues == ("point",) and settings.eval.shots == (3,)
+
+
+def test_levels_the_backbone_does_not_have_are_told():
+    config = runs.get_config("absent")
+    config.prior.levels = ("stage9",)
+    settings = setup.from_config(config)
+    with pytest.raises(DiffUpError, match=r"\['stage9'\].*'tiny'.*Its levels: "):
+        setup.make_backbone(settings)
+
+
+@pytest.mark.parametrize(
+    ("door", "flags", "words"),
+    [
+        ("train", ("--config.train.stepz=3",), ("stepz", "steps")),
+        ("train", (), ("the data root 'absent' is not a folder",)),
+    ],
+    ids=["unknown key", "missing data"],
+)
+def test_a_mistake_at_a_door_is_one_line_and_status_2(door, flags, words, tmp_path):
+    where = ("--config", "tests/runs.py:absent", "--workdir", str(tmp_path / "run"))
+    status, out, err = runs.finish(runs.door(door, *where, *flags, devices=1))
+    assert status == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_network_at_a_door(tmp_path):
+    root = datasets.write_label_maps(tmp_path / "data")
+    status, out, err = runs.finish(
+        runs.door(
+            *("eval", "--config", f"tests/runs.py:{root}", "--config.method=prior"),
+            *("--output", str(tmp_path / "results.json")),
+            *("--config.backbone.name=squeezenet1_1", "--config.eval.shots=1"),
+            f"--config.backbone.weights={packaged_tiny()}",
+            devices=1,
+        )
+    )
+    assert status == 2 and not out
+    assert err.startswith("error: Backbone 'squeezenet1_1' was asked for")
+    assert "Traceback" not in err and "tiny.safetensors" in err
+    assert not (tmp_path / "results.json").exists()
+
+
+def packaged_tiny():
+    return runs.ROOT / "diffup_jax" / "backbones" / "tiny.safetensors"
