@@ -123,11 +123,11 @@ class DiffUp:
             jnp.ones((1,)),
             jnp.zeros((1, *r, 2)),
         )
-        # Run once: compiling it well (11 s) costs more than it could ever save.
-        init = jax.jit(
-            self._network.init,
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
+        init = self._network.init
+        if not isinstance(key, jax.core.Tracer):
+            # Run once: compiling it well (11 s) costs more than it could ever save.
+            # When only shapes are asked for, nothing is compiled at all.
+            init = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
         decoder = init(key, *inputs)["params"]
         return {**self.prior.init(key, episode), "decoder": decoder}
 
