@@ -14,6 +14,7 @@ def get_config(fold=None):
     config.data.train_split = "train2017"
     config.data.test_split = "val2017"
     config.data.min_area = 0.0
+    config.data.skip_small_classes = True
     config.train.steps = 300
     config.eval.shots = (1,)
     return config

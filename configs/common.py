@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
                 "image_size": 384,
                 # Share of an image a class must cover to count in it; 0 = any pixel.
                 "min_area": 0.0,
+                # True leaves out classes with too few images for the shots asked, and
+                # names them; False refuses to run.
+                "skip_small_classes": False,
                 # Crowd regions: "hsnet" or "ignore" (see diffup_jax/data/coco.py).
                 "crowd": "hsnet",
                 # Share of training images kept aside for validation on base classes.

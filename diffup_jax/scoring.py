@@ -40,6 +40,9 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
     settings = setup.from_config(config)
     source = setup.open_split(settings, "test")
     classes = sources.fold_classes(source, settings.data.fold, role="novel")
+    if settings.data.skip_small_classes:
+        most = max(settings.eval.shots)
+        classes = sources.classes_with_images(source, classes, shots=most)
     lists = {
         shots: draw_list(settings, source, classes, shots=shots)
         for shots in settings.eval.shots

@@ -48,6 +48,7 @@ class DataSettings:
     fold: int
     image_size: int
     min_area: float
+    skip_small_classes: bool
     crowd: str
     val_fraction: float
     workers: int

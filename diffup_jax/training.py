@@ -71,6 +71,8 @@ def train(config: Any, workdir: str) -> TrainState:
     source = setup.open_split(settings, "train")
     base = sources.fold_classes(source, settings.data.fold, role="base")
     training, held_out = sources.hold_out(source, settings.data.val_fraction)
+    if settings.data.skip_small_classes:
+        base = sources.classes_with_images(training, base, shots=options.max_shots)
     batches = pipeline.iterate(
         training_batches(settings, training, base), workers=settings.data.workers
     )

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from diffup_jax.data import coco as coco_reader
 from diffup_jax.data import rasters
 from diffup_jax.data.sources import (
+    classes_with_images,
     fold_classes,
     hold_out,
     open_source,
@@ -336,3 +337,18 @@ def test_support_mask_keeps_the_best_covered_pixel():
     kept = rasters.resize_support_mask(thin, 9)
     assert np.argwhere(kept).tolist() == [[4, 6]]
     assert not rasters.resize_support_mask(np.zeros((90, 90), bool), 9).any()
+
+
+def test_small_classes_are_left_out_aloud(tmp_path, capsys):
+    datasets.write_coco(tmp_path, images=9)
+    source = open_source(
+        "coco", root=str(tmp_path), split="val2014", min_area=0.0, crowd="hsnet"
+    )
+    counts = [len(source.image_ids(c)) for c in range(8)]
+    shots = min(counts)  # too many for the smallest class, not for the largest
+    assert shots < max(counts)
+    kept = classes_with_images(source, range(8), shots=shots)
+    assert kept == tuple(c for c in range(8) if counts[c] > shots)
+    assert source.class_names[counts.index(shots)] in capsys.readouterr().out
+    assert classes_with_images(source, range(8), shots=1) == tuple(range(8))
+    assert not capsys.readouterr().out

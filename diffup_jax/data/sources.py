@@ -127,6 +127,25 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     return kept, held_out
 
 
+def classes_with_images(
+    source: Source, classes: Sequence[int], *, shots: int
+) -> tuple[int, ...]:
+    """Those of `classes` that have a query and `shots` other images.
+
+    Says on the terminal which are left out: a number over fewer classes is another
+    number.
+    """
+    kept = tuple(c for c in classes if len(source.image_ids(c)) > shots)
+    left = [source.class_names[c] for c in classes if c not in kept]
+    if left:
+        print(
+            f"{len(left)} of {len(classes)} classes of {source.name} have fewer than "
+            f"{shots + 1} images and are left out: {', '.join(left)}",
+            flush=True,
+        )
+    return kept
+
+
 def require_images(source: Source, classes: Sequence[int], shots: int) -> None:
     """Raises DiffUpError unless each class has a query and `shots` other images."""
     for class_id in classes:
