@@ -4,7 +4,7 @@ Any value can be set on the command line: `--config.train.steps=100`. Unknown ke
 refused. Paths may hold environment variables.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
@@ -118,6 +118,3 @@ def with_fold(config: ConfigDict, fold: str | None) -> ConfigDict:
     if fold is not None:
         config.data.fold = int(fold)
     return config
-
-
-__all__ = ["config_dict", "get_config", "with_fold"]

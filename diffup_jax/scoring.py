@@ -60,7 +60,8 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
             "benchmark": source.name,
             "fold": settings.data.fold,
             "protocol": settings.eval.protocol,
-            "seed": settings.eval.seed,
+            # The hsnet stream has one seed, whatever the sampler is given.
+            "seed": 0 if settings.eval.protocol == "hsnet" else settings.eval.seed,
             "shots": shots,
         }
         path = folder / "episodes" / f"{name}_{shots}shot.jsonl"

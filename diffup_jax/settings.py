@@ -13,15 +13,13 @@ import types
 import typing
 from typing import Any
 
-import jax.numpy as jnp
-
 from diffup_jax import backbones
-from diffup_jax.data import sources
+from diffup_jax.data import pipeline, sources
 from diffup_jax.data.augment import Augment
 from diffup_jax.methods import Method
 from diffup_jax.methods import diffup as diffup_method
 from diffup_jax.methods import prior as prior_method
-from diffup_jax.types import CUES, TEXT_LENGTH, DiffUpError, Episode
+from diffup_jax.types import CUES, DiffUpError, Episode
 from diffup_jax.uqdd import SIZES
 
 METHODS = ("diffup", "prior")
@@ -172,20 +170,7 @@ def open_split(settings: Settings, split: str) -> sources.Source:
 
 def example_episode(settings: Settings) -> Episode:
     """A blank episode of the run's shape, for initialisation."""
-    s, k = settings.data.image_size, 1
-    return Episode(
-        query=jnp.zeros((1, s, s, 3), jnp.uint8),
-        query_mask=jnp.zeros((1, 1, s, s)),
-        query_valid=jnp.ones((1, s, s), bool),
-        support=jnp.zeros((1, 1, k, s, s, 3), jnp.uint8),
-        cue_fg=jnp.zeros((1, 1, k, s, s)),
-        cue_bg=jnp.zeros((1, 1, k, s, s)),
-        cue_kind=jnp.zeros((1, 1, k), jnp.int32),
-        text_ids=jnp.zeros((1, 1, TEXT_LENGTH), jnp.int32),
-        shot_valid=jnp.ones((1, 1, k), bool),
-        text_valid=jnp.zeros((1, 1), bool),
-        class_id=jnp.zeros((1, 1), jnp.int32),
-    )
+    return pipeline.blank(1, 1, settings.data.image_size)
 
 
 def _section(kind, values: Any, name: str, problems: list[str]):

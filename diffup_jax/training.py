@@ -111,7 +111,7 @@ def train(config: Any, workdir: str) -> TrainState:
     log.say(_summary(settings, backbone, state, training, base, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
-    predict = compiled_predict(method)
+    predict = jax.jit(method.predict)
     late: tuple[int, Any] | None = None
     try:
         with log.progress() as bar:
@@ -267,12 +267,6 @@ def place(episode: Episode, mesh: Mesh) -> Episode:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x), episode
     )
-
-
-def compiled_predict(method: Method) -> Callable:
-    """`predict(params, keys, episode)`, compiled; weights are arguments, so swapping
-    weights of one shape compiles nothing."""
-    return jax.jit(method.predict)
 
 
 def _validation_draws(source, classes, count: int, seed: int):

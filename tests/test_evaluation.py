@@ -97,7 +97,7 @@ def test_padded_episodes_do_not_count():
     assert one.scores.episodes.tolist() == [4, 3, 0]
 
 
-def test_each_batch_has_its_own_key_and_a_second_pass_repeats_the_first():
+def test_each_episode_has_its_own_key_and_a_second_pass_repeats_the_first():
     def noise(keys, episode):
         one = jax.vmap(
             lambda key: jax.random.uniform(key, episode.query_mask.shape[1:])

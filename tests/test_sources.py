@@ -350,5 +350,8 @@ def test_small_classes_are_left_out_aloud(tmp_path, capsys):
     kept = classes_with_images(source, range(8), shots=shots)
     assert kept == tuple(c for c in range(8) if counts[c] > shots)
     assert source.class_names[counts.index(shots)] in capsys.readouterr().out
+    with pytest.raises(DiffUpError, match="no class of"):
+        classes_with_images(source, range(8), shots=99)
+    capsys.readouterr()
     assert classes_with_images(source, range(8), shots=1) == tuple(range(8))
     assert not capsys.readouterr().out

@@ -211,7 +211,7 @@ class _Evaluation:
 
 
 def _training_batch(recipe: _Training, step: int) -> Episode:
-    batch = _blank(recipe.rows, recipe.max_shots, recipe.image_size)
+    batch = blank(recipe.rows, recipe.max_shots, recipe.image_size)
     first = int(step) * recipe.batch_size + recipe.first_row
     for row in range(recipe.rows):
         _fill_training(recipe, first + row, batch, row)
@@ -247,7 +247,7 @@ def _evaluation_batch(recipe: _Evaluation, step: int) -> Episode:
     source, size = recipe.source, recipe.image_size
     first = int(step) * recipe.batch_size
     draws = recipe.draws[first : first + recipe.batch_size]
-    batch = _blank(recipe.batch_size, len(draws[0].supports), size)
+    batch = blank(recipe.batch_size, len(draws[0].supports), size)
     for row, draw in enumerate(draws):
         mask, ignore = source.mask(draw.query, draw.class_id)
         _put_query(
@@ -268,8 +268,8 @@ def _evaluation_batch(recipe: _Evaluation, step: int) -> Episode:
     return batch
 
 
-def _blank(rows: int, shots: int, size: int) -> Episode:
-    """A batch of n = 1 way with nothing in it; filled in place to save copies."""
+def blank(rows: int, shots: int, size: int) -> Episode:
+    """A batch of n = 1 way with nothing in it, to be filled in place (no copies)."""
     return Episode(
         query=np.zeros((rows, size, size, 3), np.uint8),
         query_mask=np.zeros((rows, 1, size, size), np.float32),

@@ -133,7 +133,7 @@ def classes_with_images(
     """Those of `classes` that have a query and `shots` other images.
 
     Says on the terminal which are left out: a number over fewer classes is another
-    number.
+    number. Raises DiffUpError when none is left.
     """
     kept = tuple(c for c in classes if len(source.image_ids(c)) > shots)
     left = [source.class_names[c] for c in classes if c not in kept]
@@ -142,6 +142,11 @@ def classes_with_images(
             f"{len(left)} of {len(classes)} classes of {source.name} have fewer than "
             f"{shots + 1} images and are left out: {', '.join(left)}",
             flush=True,
+        )
+    if not kept:
+        raise DiffUpError(
+            f"no class of {source.name} has the {shots + 1} images that {shots}-shot "
+            "episodes need. Use fewer shots or add images."
         )
     return kept
 
