@@ -142,7 +142,7 @@ def test_parameters_that_overflow_are_seen(config):
     state = training.TrainState(jnp.zeros((), int), params, params, tx.init(params))
     state = jax.tree.map(jnp.copy, state)
     step = training.make_step(Steep(), tx, mesh, ema_decay=0.9, seed=0)
-    episode = training.place(pipeline._blank(1, 1, 8), mesh)
+    episode = training.place(pipeline.blank(1, 1, 8), mesh)
     _, metrics = step(state, {}, episode)
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["param_norm"])
 
