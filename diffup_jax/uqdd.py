@@ -1,11 +1,11 @@
 """F3: UQDD, the uncertainty-aware query-conditioned diffusion decoder.
 
 The only trained part of DiffUp. It sees maps whose number of channels depends neither
-on the backbone nor on the cues: the fused prior (mean, variance), the RGB query, a
-query self-affinity (a matrix over positions) and its own state (x_t, t, previous
-x0_hat). Everything is at mask resolution R.
+on the backbone nor on the cues: the fused prior (mean, variance), the extent of the
+cues (two numbers, baft.py), the RGB query, a query self-affinity (a matrix over
+positions) and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
 
-    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, RGB])           static
+    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, RGB])   static
         h_0 = W x_t + E e_0                                              stem
     (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
@@ -15,8 +15,8 @@ x0_hat). Everything is at mask resolution R.
         x0_hat   = tanh(logits / 2)
 
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
-DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes and the
-form of (1)-(3) are this project's choice. `condition` holds all that does not depend on
+DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes, the form
+of (1)-(3) and the extent are this project's choice. `condition` holds all that does not depend on
 t, so that a sampler computes it once per episode.
 """
 
@@ -45,6 +45,19 @@ SIZES = {
 _HIDDEN = 32  # channels of the condition pyramid and of SCM's hidden layer
 _PRIOR_SCALE = 3.0  # u of equation (4) before training
 _EMBEDDING = 64  # size of the (q_hat, t) embedding
+
+
+class Facts(NamedTuple):
+    """What the decoder is told of an episode, at R, ways folded into the batch.
+
+    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent: see baft.extent;
+    rgb: the query in [0, 1].
+    """
+
+    mean: Float[Array, "b p q"]
+    variance: Float[Array, "b p q"]
+    extent: Float[Array, "b 2"]
+    rgb: Float[Array, "b p q 3"]
 
 
 class Decoded(NamedTuple):
@@ -82,36 +95,33 @@ class UQDD(nn.Module):
 
     def __call__(
         self,
-        mean: Float[Array, "b p q"],
-        variance: Float[Array, "b p q"],
-        rgb: Float[Array, "b p q 3"],
+        facts: Facts,
         x: Float[Array, "b p q"],
         t: Float[Array, " b"],
         previous: Float[Array, "b p q 2"],
     ) -> Decoded:
         """`denoise` after `condition`: what initialisation and one-step use need."""
-        return self.denoise(self.condition(mean, variance, rgb), x, t, previous)
+        return self.denoise(self.condition(facts), x, t, previous)
 
     def quality(self, x: Float[Array, "b p q"]) -> Float[Array, " b"]:
         """DQM's estimate of IoU(x > 0, M), for the warm start."""
         return self.dqm(x)[1]
 
-    def condition(
-        self,
-        mean: Float[Array, "b p q"],
-        variance: Float[Array, "b p q"],
-        rgb: Float[Array, "b p q 3"],
-    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def condition(self, facts: Facts) -> tuple[Float[Array, "b _ _ _"], ...]:
         """Equation (1), the static half of (2) per stage; then stem and prior of (4).
 
-        Args:
-          mean: mu in [0, 1] at R; `variance`: sigma^2 in [0, 0.25] at R.
-          rgb: the query in [0, 1] at R; unused without `query_rgb`.
+        `facts.rgb` is unused without `query_rgb`.
         """
-        parts = [2 * mean - 1, 2 * jnp.sqrt(variance)]
-        maps = jnp.stack(parts, axis=-1)
+        mean = facts.mean[..., None]
+        extent = facts.extent[:, None, None]
+        parts = [
+            2 * mean - 1,
+            2 * jnp.sqrt(facts.variance)[..., None],
+            jnp.broadcast_to(extent, (*mean.shape[:3], 2)),
+        ]
         if self.query_rgb:
-            maps = jnp.concatenate([maps, 2 * rgb - 1], axis=-1)
+            parts.append(2 * facts.rgb - 1)
+        maps = jnp.concatenate(parts, axis=-1)
         levels = []
         for conv, deep in zip(self.pyramid, self.pyramid_deep, strict=True):
             maps = nn.silu(conv(maps))
@@ -121,7 +131,7 @@ class UQDD(nn.Module):
             static(levels[level])
             for static, level in zip(self.static, STAGE_LEVELS, strict=True)
         )
-        return *stages, self.entry(levels[0]), self.prior(2 * mean[..., None] - 1)
+        return *stages, self.entry(levels[0]), self.prior(2 * mean - 1)
 
     def denoise(
         self,
@@ -139,8 +149,8 @@ class UQDD(nn.Module):
             zeros when there is none.
         """
         error, quality = self.dqm(x)
-        facts = jnp.concatenate([time_features(t, size=32), quality[:, None]], axis=-1)
-        embedding = nn.silu(self.embed(facts))
+        clock = jnp.concatenate([time_features(t, size=32), quality[:, None]], axis=-1)
+        embedding = nn.silu(self.embed(clock))
         pixels = _pyramid(error[..., None])
         previous = _pyramid(previous)
 

@@ -197,29 +197,48 @@ def test_ignored_pixels_do_not_reach_the_loss(params):
     assert abs(float(third) - float(first)) > 1e-3
 
 
-@pytest.mark.parametrize("name", backbones.names())
+SMALLEST = (
+    *("resnet18", "resnet50_os8", "vgg16", "squeezenet1_1", "vit_s16", "dinov2_s14"),
+    *("dinov3_s16", "swin_t", "convnextv2_atto", "clip_b32", "clip_rn50"),
+    "siglip2_b16_224",
+)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
 def test_law_of_the_interface(name):
-    """The decoder's parameter tree is the same over every backbone."""
-    other = dataclasses.replace(
-        METHOD, prior=dataclasses.replace(PRIOR, backbone=_shapes_of(name))
-    )
-    shape = lambda m: jax.tree.map(  # noqa: E731
-        lambda x: (x.shape, x.dtype),
-        jax.eval_shape(m.init, jax.random.key(0), episode())["decoder"],
-    )
-    assert shape(other) == shape(METHOD)
-    prob, _ = jax.eval_shape(
-        other.predict,
-        jax.eval_shape(other.init, jax.random.key(0), episode()),
-        KEYS,
-        episode(),
-    )
-    assert prob.shape == (2, 1, SIZE, SIZE)
+    """Over every family, what the decoder sees has the same form, and so has its tree.
+
+    224 pixels fit every patch and stride. Shapes only: nothing is computed.
+    """
+
+    def forms(backbone):
+        method = dataclasses.replace(
+            METHOD,
+            prior=dataclasses.replace(PRIOR, backbone=backbone),
+            decoder=dataclasses.replace(METHOD.decoder, mask_stride=28),
+        )
+        case = _shapes(episode(b=1, k=1), 224)
+        params = jax.eval_shape(method.init, jax.random.key(0), case)
+        seen = jax.eval_shape(lambda p, e: method._prepare(p, e, None), params, case)
+        both = (params["decoder"], seen)
+        return jax.tree.map(lambda x: (x.shape, x.dtype), both)
+
+    assert forms(backbones.hollow(name)) == forms(BACKBONE)
 
 
-def _shapes_of(name):
-    """A backbone with shapes in place of weights: no memory, no time."""
-    return backbones.get(name, weights="random")
+def test_the_law_names_every_family():
+    families = {backbones._family(name) for name in SMALLEST}
+    assert families == {backbones._family(name) for name in backbones.names()}
+
+
+def _shapes(case, size):
+    """The episode's shapes at another image size."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            tuple(size if n == SIZE else n for n in x.shape), x.dtype
+        ),
+        case,
+    )
 
 
 def test_an_image_size_that_does_not_fit_is_refused():

@@ -5,17 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD
+from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD, Facts
 
 R = 16
 
 
 def inputs(b=2, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 6)
+    keys = jax.random.split(jax.random.key(seed), 7)
+    facts = Facts(
+        mean=jax.random.uniform(keys[0], (b, R, R)),
+        variance=0.25 * jax.random.uniform(keys[1], (b, R, R)),
+        extent=jax.random.normal(keys[6], (b, 2)),
+        rgb=jax.random.uniform(keys[2], (b, R, R, 3)),
+    )
     return {
-        "mean": jax.random.uniform(keys[0], (b, R, R)),
-        "variance": 0.25 * jax.random.uniform(keys[1], (b, R, R)),
-        "rgb": jax.random.uniform(keys[2], (b, R, R, 3)),
+        "facts": facts,
         "x": jax.random.normal(keys[3], (b, R, R)),
         "t": jax.random.uniform(keys[4], (b,)),
         "previous": jax.random.uniform(keys[5], (b, R, R, 2), minval=-1),
@@ -41,34 +45,33 @@ def test_every_input_acts():
     grads = jax.jit(jax.grad(lambda x: jnp.sum(NET.apply(PARAMS, **x).logits[0] ** 2)))(
         inputs()
     )
-    for name, grad in grads.items():
+    for name, grad in (grads | grads.pop("facts")._asdict()).items():
         assert float(jnp.abs(grad[0]).max()) > 0, name
         # Episodes never see each other.
         np.testing.assert_array_equal(grad[1], 0)
 
 
 def test_an_untrained_decoder_answers_the_prior():
-    facts = inputs()
-    params = jax.jit(NET.init)(jax.random.key(0), **facts)
-    logits = NET.apply(params, **facts).logits
-    np.testing.assert_array_equal(logits > 0, facts["mean"] > 0.5)
+    given = inputs()
+    params = jax.jit(NET.init)(jax.random.key(0), **given)
+    logits = NET.apply(params, **given).logits
+    np.testing.assert_array_equal(logits > 0, given["facts"].mean > 0.5)
 
 
 def test_the_image_can_be_hidden():
     hidden = UQDD("S", False)
     params = parameters(hidden)
-    facts = inputs()
-    first = hidden.apply(params, **facts)
-    second = hidden.apply(params, **{**facts, "rgb": 1 - facts["rgb"]})
+    given = inputs()
+    first = hidden.apply(params, **given)
+    other = given["facts"]._replace(rgb=1 - given["facts"].rgb)
+    second = hidden.apply(params, **{**given, "facts": other})
     np.testing.assert_array_equal(first.logits, second.logits)
 
 
 def test_two_halves_are_the_whole():
     """`condition` once, then `denoise`, is what one call does."""
     facts = inputs()
-    condition = NET.apply(
-        PARAMS, facts["mean"], facts["variance"], facts["rgb"], method="condition"
-    )
+    condition = NET.apply(PARAMS, facts["facts"], method="condition")
     assert len(condition) == len(STAGE_LEVELS) + 2
     out = NET.apply(
         PARAMS, condition, facts["x"], facts["t"], facts["previous"], method="denoise"

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key
 
 from diffup_jax import baft, diffusion, images
 from diffup_jax.types import DiffUpError, Episode
-from diffup_jax.uqdd import UQDD, Decoded
+from diffup_jax.uqdd import UQDD, Decoded, Facts
 
 
 @runtime_checkable
@@ -114,15 +114,9 @@ class DiffUp:
           DiffUpError: if the image size does not fit the mask stride.
         """
         r = self._resolution(episode.query.shape[1:3])
-        maps = jnp.zeros((1, *r))
-        inputs = (
-            maps,
-            maps,
-            jnp.zeros((1, *r, 3)),
-            maps,
-            jnp.ones((1,)),
-            jnp.zeros((1, *r, 2)),
-        )
+        maps = lambda *channels: jnp.zeros((1, *r, *channels))  # noqa: E731
+        facts = Facts(maps(), maps(), jnp.zeros((1, 2)), maps(3))
+        inputs = (facts, maps(), jnp.ones((1,)), maps(2))
         init = self._network.init
         if not isinstance(key, jax.core.Tracer):
             # Run once: compiling it well (11 s) costs more than it could ever save.
@@ -150,9 +144,7 @@ class DiffUp:
         apply = lambda p, name, *a: self._network.apply(  # noqa: E731
             {"params": p}, *a, method=name
         )
-        condition = apply(
-            params["decoder"], "condition", *(state[x] for x in _CONDITION)
-        )
+        condition = apply(params["decoder"], "condition", _facts(state))
         b = draws.count
         n = len(target) // b
         shift = self.process.condition_strength * s * (2 * state["mean"] - 1)
@@ -207,7 +199,7 @@ class DiffUp:
         apply = lambda name, *a: self._network.apply(  # noqa: E731
             {"params": params["decoder"]}, *a, method=name
         )
-        condition = apply("condition", *(state[x] for x in _CONDITION))
+        condition = apply("condition", _facts(state))
         start = self._start(apply, state["mean"])
         repeat = lambda x: jnp.repeat(x, samples, axis=0)  # noqa: E731
         condition = jax.tree.map(repeat, condition)
@@ -275,6 +267,7 @@ class DiffUp:
         return {
             "mean": images.resize_maps(fold(fused.mean), r),
             "variance": images.resize_maps(fold(fused.variance), r),
+            "extent": fold(fused.extent),
             "rgb": ways(rgb),
             "affinity": ways(fused.affinity),
             "target": images.area_average(fold(episode.query_mask), r),
@@ -343,7 +336,9 @@ class DiffUp:
         return loss, terms
 
 
-_CONDITION = ("mean", "variance", "rgb")
+
+def _facts(state) -> Facts:
+    return Facts(*(state[name] for name in Facts._fields))
 
 
 class _Draws:

@@ -3,29 +3,42 @@
 Frozen backbone -> BAFT priors -> UAPF mean mu and variance. As a method of its own it
 answers mu, thresholded by Otsu's criterion (IEEE T-SMC 1979); the evaluator also scores
 mu at its best threshold. Nothing here is learnt.
+
+Text: a `TextTable` holds the embeddings of all class names, made once by `text_table`;
+an episode names its row by `class_id` and says by `text_valid` that text is a cue. (One
+row is a mean over templates, which the token ids of one prompt could not tell.) Text
+counts as much as one shot: its two maps together have the share of the maps of a shot.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from diffup_jax import baft, images, uapf
-from diffup_jax.backbones import Backbone
-from diffup_jax.types import Episode
+from diffup_jax.backbones import Backbone, prompts
+from diffup_jax.types import DiffUpError, Episode, Features
 
 _BINS = 64  # histogram bins of Otsu's threshold
+_PROMPTS = 64  # sentences embedded at once
 
 
 class Fused(NamedTuple):
-    """mean, variance [b n p q] at the prior grid; affinity [b pq pq] of the query."""
+    """What fusion leaves of an episode's priors; no shape depends on the backbone.
+
+    mean, variance [b n p q] at the prior grid; extent [b n 2] of the cues, see
+    baft.extent; affinity [b pq pq] of the query.
+    """
 
     mean: Float[Array, "b n p q"]
     variance: Float[Array, "b n p q"]
+    extent: Float[Array, "b n 2"]
     affinity: Float[Array, "b pq pq"]
 
 
@@ -47,13 +60,69 @@ class PriorSettings:
     affinity_stride: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextTable:
+    """What a text tower says of a source's classes, and of what is none of them.
+
+    classes [c d]: one unit vector per class, row = `Episode.class_id`; backgrounds
+    [u d]: likewise; temperature: tau_t of the softmax between them, see baft.py.
+    """
+
+    classes: Float[np.ndarray, "c d"]
+    backgrounds: Float[np.ndarray, "u d"]
+    temperature: float
+
+
+def text_table(
+    backbone: Backbone,
+    names: Sequence[str],
+    *,
+    templates: Sequence[str],
+    backgrounds: Sequence[str],
+    temperature: float | None,
+) -> TextTable:
+    """Embeds class and background names in all templates (backbones/prompts.py).
+
+    Args:
+      names: class names by class id.
+      templates, backgrounds: see prompts.TEMPLATES and prompts.background_names; a
+        background that is also a class is left out (it would take the class's cells).
+      temperature: tau_t; None for the model's own, the reciprocal of its logit scale.
+
+    Raises:
+      DiffUpError: without a text tower, its tokenizer's files or a background.
+    """
+    taken = {_plain(name) for name in names}
+    backgrounds = [name for name in backgrounds if _plain(name) not in taken]
+    if not backgrounds:
+        raise DiffUpError(
+            "No background name is left that is not a class too; text needs at least "
+            "one to be compared with. Add scenery to the list of backgrounds."
+        )
+    classes, others = (
+        _embed(backbone, group, templates) for group in (names, backgrounds)
+    )
+    if temperature is None:
+        scale, _ = backbone.text.module.apply(backbone.text_params, method="scale")
+        temperature = 1 / float(scale)
+    return TextTable(classes, others, temperature)
+
+
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """The training-free method. `params` is {"backbone": ...}."""
+    """The training-free method. `params` is {"backbone": ...}.
+
+    `text` is what text cues mean; without it (None) `text_valid` has no effect.
+    """
 
     backbone: Backbone
     settings: PriorSettings
+    text: TextTable | None = None
     trainable: tuple[str, ...] = ()
+    # Position bases by image size: they need a pass of the backbone, see `_bases`.
+    _found: dict = dataclasses.field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def init(self, key: Key[Array, ""], episode: Episode) -> dict[str, Any]:
         """Only the frozen backbone; key and episode are part of the contract."""
@@ -100,20 +169,24 @@ class Prior:
           ValueError: at trace time, if the image is smaller than the prior grid.
         """
         b, n, k, h, w, _ = episode.support.shape
-        apply = self.backbone.apply
-        query = apply(params["backbone"], episode.query, normalised=False).levels
-        flat = episode.support.reshape(b * n * k, h, w, 3)
-        support = apply(params["backbone"], flat, normalised=False).levels
         names = self.settings.levels or self.backbone.prior_levels
+        found = self._features(params, episode.query, names)
+        query = found.levels
+        flat = episode.support.reshape(b * n * k, h, w, 3)
+        # Without shots no picture is looked at; below, none is cut from the query's.
+        support = self._features(params, flat, names).levels if k else query
+        text, text_valid = self._text(found, episode)
         priors = baft.make_priors(
             tuple(query[name] for name in names),
             tuple(
-                support[name].reshape(b, n, k, *support[name].shape[1:])
+                support[name][: b * n * k].reshape(b, n, k, *query[name].shape[1:])
                 for name in names
             ),
             cue_fg=episode.cue_fg,
             cue_bg=episode.cue_bg,
             shot_valid=episode.shot_valid,
+            text=text,
+            text_valid=text_valid,
             temperature=self.settings.temperature,
             grid=_grid((h, w), self.settings.grid_stride),
         )
@@ -129,17 +202,32 @@ class Prior:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
         priors, last = made
         b, n, levels, operators, k, p, q = priors.maps.shape
-        m = levels * operators * k
         valid = priors.valid
-        if keep is not None:
-            valid = valid & keep[:, None, :, :, None]
+        if keep is None:
+            keep = jnp.ones((b, levels, operators), bool)
+        valid = valid & keep[:, None, :, :, None]
+        # Text weighs as one shot does: its maps share out what a shot's maps count.
+        texts = priors.text_valid.shape[2]
+        of_text = keep.sum(axis=(1, 2))[:, None, None] / max(texts, 1)
+        of_text = jnp.broadcast_to(of_text, priors.text_valid.shape)
+        share = jnp.broadcast_to(priors.share[:, :, None, None], valid.shape)
+
+        def joined(visual, text):
+            """[b n l o k ...] and [b n t ...] as [b n m ...]."""
+            m = levels * operators * k
+            flat = visual.reshape(b, n, m, *visual.shape[5:])
+            return jnp.concatenate([flat, text], axis=2)
+
         mean, variance = uapf.fuse(
-            priors.maps.reshape(b, n, m, p, q),
-            valid.reshape(b, n, m),
-            reliability=priors.reliability.reshape(b, n, m),
+            joined(priors.maps, priors.text_maps),
+            joined(valid, priors.text_valid),
+            reliability=joined(priors.reliability, priors.text_reliability),
+            share=joined(share, of_text),
             temperature=self.settings.fusion_temperature,
             floor=uapf.cue_floor(
-                episode.cue_kind, episode.shot_valid, episode.text_valid
+                episode.cue_kind,
+                episode.shot_valid,
+                priors.text_valid.any(axis=2),
             ),
         )
         size = episode.query.shape[1:3]
@@ -148,7 +236,89 @@ class Prior:
             grid=_grid(size, self.settings.affinity_stride),
             temperature=self.settings.temperature,
         )
-        return Fused(mean, variance, affinity)
+        extent = baft.extent(
+            episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
+        )
+        return Fused(mean, variance, extent, affinity)
+
+    def _features(
+        self,
+        params: dict,
+        pictures: Shaped[Array, "b h w 3"],
+        names: tuple[str, ...],
+    ) -> Features:
+        """The backbone's answer; levels without position where the backbone asks."""
+        found = self.backbone.apply(params["backbone"], pictures, normalised=False)
+        if not self.backbone.debias:
+            return found
+        bases = self._bases(pictures.shape[1:3], names)
+        levels = {
+            name: baft.without_position(found.levels[name], jnp.asarray(basis))
+            for name, basis in bases.items()
+        }
+        return found._replace(levels=levels)
+
+    def _bases(
+        self, size: tuple[int, int], names: tuple[str, ...]
+    ) -> dict[str, Float[np.ndarray, "c r"]]:
+        """Position bases for an image size: constants of whatever is being traced.
+
+        Found while tracing, with the backbone's own (frozen) weights and outside of the
+        trace, once per method and size.
+        """
+        if size not in self._found:
+            with jax.ensure_compile_time_eval():
+                blank = np.zeros((1, *size, 3), np.float32)
+                found = self.backbone(blank, normalised=True).levels
+                self._found[size] = {
+                    name: np.asarray(
+                        baft.position_basis(
+                            found[name][0], components=self.backbone.debias
+                        )
+                    )
+                    for name in names
+                }
+        return self._found[size]
+
+    def _text(
+        self, found: Features, episode: Episode
+    ) -> tuple[Float[Array, "b n p q"] | None, Bool[Array, "b n"]]:
+        """The text map of each way, and where there is one."""
+        table = self.text
+        if table is None:
+            return None, jnp.zeros_like(episode.text_valid)
+        rows: Int[Array, "b n"] = episode.class_id
+        known = (rows >= 0) & (rows < len(table.classes))
+        text = jnp.asarray(table.classes)[jnp.where(known, rows, 0)]
+        foreground = baft.text_foreground(
+            found.joint,
+            text,
+            jnp.asarray(table.backgrounds),
+            temperature=table.temperature,
+        )
+        return foreground, episode.text_valid & known
+
+
+def _embed(
+    backbone: Backbone, names: Sequence[str], templates: Sequence[str]
+) -> Float[np.ndarray, "c d"]:
+    """One unit vector per name: the mean over its sentences."""
+    groups = [prompts.class_prompts(name, templates=templates) for name in names]
+    sentences = [sentence for group in groups for sentence in group]
+    # Batches of one size, so that the text tower is compiled once.
+    padded = sentences + sentences[-1:] * (-len(sentences) % _PROMPTS)
+    parts = [
+        backbone.encode_text(padded[start : start + _PROMPTS])
+        for start in range(0, len(padded), _PROMPTS)
+    ]
+    found = jnp.concatenate(parts)[: len(sentences)]
+    found = found.reshape(len(names), len(templates), found.shape[-1])
+    return np.asarray(prompts.average(found))
+
+
+def _plain(name: str) -> str:
+    """A class name for comparison."""
+    return " ".join(name.replace("_", " ").lower().split())
 
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
