@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
                 "weights": "",
             },
             "data": {
-                # "coco": COCO instances JSON; "label_map": integer label images.
+                # A row of diffup_jax/data/benchmarks.py: "coco", "voc", "fss1000",
+                # "lvis92i", "paco_part", "pascal_part", "coco_to_pascal", "folder",
+                # "label_map" or "array_record".
                 "source": "coco",
                 "root": "data/coco",
                 # Where test episodes come from; "" = root.
@@ -31,12 +33,21 @@ def get_config() -> ConfigDict:
                 # Images are resized to squares of this many pixels.
                 "image_size": 384,
                 # Share of an image a class must cover to count in it; 0 = any pixel.
+                # The protocols denet and pfenet test by rules of their own instead.
                 "min_area": 0.0,
                 # True leaves out classes with too few images for the shots asked, and
                 # names them; False refuses to run.
                 "skip_small_classes": False,
                 # Crowd regions: "hsnet" or "ignore" (see diffup_jax/data/coco.py).
                 "crowd": "hsnet",
+                # A pixel of two COCO classes: "union", both have it, or "painted".
+                "overlap": "union",
+                # What a box cue is: "tight", "component" or "instance"; a scribble:
+                # "stroke" or "skeleton" (see diffup_jax/data/cues.py).
+                "box": "tight",
+                "scribble": "stroke",
+                # A damaged file or annotation: "stop", or "skip" it, aloud.
+                "on_error": "stop",
                 # Share of training images kept aside for validation on base classes.
                 "val_fraction": 0.05,
                 # Processes that decode images; 0 = in the training process.
@@ -55,6 +66,9 @@ def get_config() -> ConfigDict:
                 "saturation": 0.3,
                 "hue": 0.03,
                 "grey": 0.05,
+                # Share of training episodes that ask for a region nobody labelled,
+                # see diffup_jax/data/regions.py.
+                "regions": 0.0,
             },
             "prior": {
                 # Backbone levels; () = the backbone's own choice.
@@ -83,6 +97,8 @@ def get_config() -> ConfigDict:
                 "steps": 60_000,
                 "batch_size": 32,
                 "max_shots": 5,
+                # Classes of a training episode, 1 to 5.
+                "ways": 1,
                 "cues": ("mask", "box", "scribble", "point"),
                 "learning_rate": 5e-4,
                 "warmup_steps": 500,
@@ -99,10 +115,18 @@ def get_config() -> ConfigDict:
                 "multi_host": False,
             },
             "eval": {
+                # Several kinds in one episode: "mask+scribble", shot i takes kind
+                # i mod 2.
                 "cues": ("mask", "box", "scribble", "point"),
                 "shots": (1, 5),
-                "episodes": 1000,
-                # "hsnet": the published sampling; "clean": balanced, no repeats.
+                # Classes of a test episode; protocols denet and clean know several.
+                "ways": 1,
+                # 0 = the published number of the benchmark and protocol.
+                "episodes": 0,
+                # A list written by data_prep.freeze_episodes; "" = drawn now.
+                "episodes_file": "",
+                # "hsnet", "original", "pfenet", "denet" or "clean", see
+                # diffup_jax/data/protocols.py.
                 "protocol": "hsnet",
                 "batch_size": 8,
                 "seed": 0,

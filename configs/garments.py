@@ -23,6 +23,8 @@ def get_config(fold=None):
     config.sampler.samples = 4
     config.train.steps = 1500
     config.train.batch_size = 12
+    # Named three times: half of the cues are masks.
+    config.train.cues = ("mask", "mask", "mask", "box", "scribble", "point")
     config.train.max_shots = 1
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100

@@ -3,11 +3,13 @@
     batches --predict--> probability and maps --score--> counts --update--> state
     state --compute--> scores --row--> results.json and the printed table
 
-Batches are (Episode, count) in the order of the evaluation list: the last one may be
-padded, only its first `count` episodes are real. `predict(keys, episode)`, with one
-key per episode, answers
-(prob [b n h w] in [0, 1], maps) at the query's size, maps holding "prior_mean",
+Batches are `EvaluationBatch`es in the order of the evaluation list; they say which
+places of it they hold. `predict(keys, episode)`, with one key per episode, answers
+(prob [b n h w] in [0, 1], maps) at the network's size, maps holding "prior_mean",
 "prior_variance" and "uncertainty" of the same shape. The evaluator knows no method.
+
+Pixels are counted there, on the device; or, where a batch carries truths at their
+query's own size, on the host after every map was brought to that size.
 
 The results file holds what was measured and under which setting, and no time, so that
 running the same evaluation twice writes the same bytes.
@@ -31,6 +33,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from diffup_jax import metrics
+from diffup_jax.data import frames
+from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.types import DiffUpError, Episode
 
 MAPS = ("prior_mean", "prior_variance", "uncertainty")
@@ -41,7 +45,7 @@ ROW_KEYS = (
     *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
     *("everything_foreground", "auroc_variance", "auroc_uncertainty"),
-    *("absent_classes", "weights"),
+    *("absent_classes", "skipped", "weights"),
 )
 
 Predict = Callable[[Array, Episode], tuple[Array, dict[str, Array]]]
@@ -51,7 +55,9 @@ class Evaluation(NamedTuple):
     """A finished run: `interval` is the mIoU's 95 % bootstrap interval in percent.
 
     `ious` [e]: each episode's foreground IoU in percent, in the order of the list, NaN
-    where nothing was to be found; `seconds` is the duration of the whole loop, its
+    where nothing was to be found, and `places` where in the list they stand.
+    `empty` queries were left out as the protocol asks, `damaged` episodes as
+    config.data.on_error does. `seconds` is the duration of the whole loop, its
     compilation included.
     """
 
@@ -59,6 +65,9 @@ class Evaluation(NamedTuple):
     scores: metrics.Scores
     interval: tuple[float, float]
     ious: Float[np.ndarray, " e"]
+    places: Int[np.ndarray, " e"]
+    empty: int
+    damaged: tuple[str, ...]
     seconds: float
 
 
@@ -86,26 +95,22 @@ class Setting(NamedTuple):
 
 
 def predictions(
-    predict: Predict,
-    key: Array,
-    batches: Iterable[tuple[Episode, int]],
-    *,
-    numbers: Sequence[int],
-) -> Iterator[tuple[Episode, int, Array, dict[str, Array]]]:
-    """Yield (episode, count, prob, maps) of each batch.
+    predict: Predict, key: Array, batches: Iterable[EvaluationBatch]
+) -> Iterator[tuple[EvaluationBatch, Episode, Array, dict[str, Array]]]:
+    """Yield (batch, its episode on the device, prob, maps) of each batch with episodes.
 
-    `numbers`: the place of every real episode in its evaluation list. The key is folded
-    with it, so an episode's noise depends neither on its batch nor on the others.
-    Nothing waits for the device: a caller that reads one batch late keeps it busy.
-    Raises DiffUpError where `predict` breaks the contract above.
+    The key is folded with an episode's place in its list, so its noise depends neither
+    on its batch nor on the others. Nothing waits for the device: a caller that reads
+    one batch late keeps it busy. Raises DiffUpError where `predict` breaks the contract
+    above.
     """
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    done = 0
-    for episode, count in batches:
-        rows = len(episode.query)
-        places = np.resize(np.asarray(numbers[done : done + count], np.uint32), rows)
-        done += count
-        episode = jax.device_put(episode)
+    for batch in batches:
+        if not len(batch.places):
+            continue
+        rows = len(batch.episode.query)
+        places = np.resize(batch.places.astype(np.uint32), rows)
+        episode = jax.device_put(batch.episode)
         prob, maps = predict(fold(key, places), episode)
         expected = episode.query_mask.shape
         for name in MAPS:
@@ -120,48 +125,66 @@ def predictions(
                     f"predict returned {name} of shape {values.shape}, expected "
                     f"{expected} [b n h w]: resize it to the query's size"
                 )
-        yield episode, count, prob, maps
+        yield batch, episode, prob, maps
 
 
 def evaluate(
     predict: Predict,
     key: Array,
-    batches: Iterable[tuple[Episode, int]],
+    batches: Iterable[EvaluationBatch],
     *,
     classes: Sequence[int],
     episodes: int,
+    frame: str,
     seed: int,
     resamples: int,
 ) -> Evaluation:
     """Score `episodes` episodes of the fold's `classes`, with a progress bar.
 
-    `seed` and `resamples` are those of the bootstrap interval. Raises DiffUpError when
-    the batches hold another number of episodes, and for whatever `metrics.update` and
-    `predictions` refuse.
+    `frame` is that of the protocol (see frames.py); `seed` and `resamples` are those of
+    the bootstrap interval. Raises DiffUpError when the batches hold another number of
+    episodes or nothing to score, and for whatever `metrics.update` and `predictions`
+    refuse.
     """
-    state, done = metrics.zero(classes), 0
+    state = metrics.zero(classes)
+    read: list[EvaluationBatch] = []
     with tqdm(total=episodes, unit="episode", desc="evaluate") as bar:
-        scored = _counted(predict, key, batches, episodes)
-        for counts, count, class_id in _one_late(scored):
+
+        def told(batches):
+            for batch in batches:
+                # The images are done with then; the bookkeeping is small.
+                read.append(batch._replace(episode=None, truths=()))
+                bar.update(batch.empty + len(batch.damaged))
+                yield batch
+
+        answers = predictions(predict, key, told(batches))
+        for batch, counts in _one_late(_counted(answers)):
+            count = len(batch.places)
             state = metrics.update(
                 state,
-                counts,
-                numbers=range(done, done + count),
-                class_id=np.asarray(class_id)[:count],
+                _on_host(batch, *counts, frame) if batch.truths else counts,
+                numbers=batch.places.tolist(),
+                class_id=batch.episode.class_id[:count],
             )
-            done += count
             bar.update(count)
         seconds = bar.format_dict["elapsed"]
-    if done != episodes or not done:
+    places = np.sort(np.concatenate([[], *(b.places for b in read)]).astype(np.int64))
+    empty = sum(batch.empty for batch in read)
+    damaged = tuple(message for batch in read for message in batch.damaged)
+    if len(places) + empty + len(damaged) != episodes or not len(places):
         raise DiffUpError(
-            f"{done} episodes were scored, expected {episodes} and at least 1: the "
-            "batches do not belong to this evaluation list"
+            f"{len(places)} episodes were scored, {empty} empty and {len(damaged)} "
+            f"damaged ones left out, expected {episodes} and at least 1 scored: the "
+            "batches do not belong to this evaluation list, or its data are unusable"
         )
     return Evaluation(
         state=state,
         scores=metrics.compute(state),
         interval=metrics.bootstrap_interval(state, seed=seed, resamples=resamples),
         ious=metrics.episode_ious(state),
+        places=places,
+        empty=empty,
+        damaged=damaged,
         seconds=seconds,
     )
 
@@ -169,7 +192,7 @@ def evaluate(
 def gallery_choice(
     ious: Float[np.ndarray, " e"], count: int
 ) -> Int[np.ndarray, " chosen"]:
-    """Distinct places of `count` episodes to look at, from the best to the worst.
+    """Distinct indices of `count` episodes to look at, from the best to the worst.
 
     A third the best, a third the worst, the rest evenly spaced between; fewer when
     there are fewer. Episodes with NaN (an empty mask) are never chosen: their IoU of 0
@@ -220,6 +243,7 @@ def row(
         "auroc_variance": scores.auroc_variance,
         "auroc_uncertainty": scores.auroc_uncertainty,
         "absent_classes": [names[class_id] for class_id in scores.absent],
+        "skipped": {"empty": result.empty, "damaged": len(result.damaged)},
     }
     return {name: facts[name] for name in ROW_KEYS}
 
@@ -255,6 +279,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         absent = sorted({name for each in members for name in each["absent_classes"]})
         if absent:
             lines.append(f"classes without an episode count as 0: {', '.join(absent)}")
+        for name, why in (("empty", "empty queries"), ("damaged", "damaged episodes")):
+            most = max(each["skipped"][name] for each in members)
+            if most:
+                lines.append(f"{why} left out: {most}")
         table = Table(
             caption=escape("\n".join(lines)),
             caption_justify="left",
@@ -283,15 +311,31 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _counted(
-    predict: Predict,
-    key: Array,
-    batches: Iterable[tuple[Episode, int]],
-    episodes: int,
-) -> Iterator[tuple[metrics.Counts, int, Array]]:
-    answers = predictions(predict, key, batches, numbers=range(episodes))
-    for episode, count, prob, maps in answers:
+    answers: Iterable[tuple[EvaluationBatch, Episode, Array, dict[str, Array]]],
+) -> Iterator[tuple[EvaluationBatch, Any]]:
+    """(batch, counts); for truths at their own size (batch, (prob, maps)) as they are.
+
+    Reading them here would wait for the device.
+    """
+    for batch, episode, prob, maps in answers:
         maps = {name: maps[name] for name in MAPS}
-        yield metrics.score(prob, maps, episode), count, episode.class_id
+        own_size = bool(batch.truths)
+        yield batch, (prob, maps) if own_size else metrics.score(prob, maps, episode)
+
+
+def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:
+    """Counts of the real episodes, each at its query's own size."""
+    prob = np.asarray(prob, np.float32)
+    maps = {name: np.asarray(values, np.float32) for name, values in maps.items()}
+    counts = []
+    for row, truth in enumerate(batch.truths):
+
+        def own(values, row=row, shape=truth.valid.shape):
+            return np.stack([frames.leave(v, shape, frame=frame) for v in values[row]])
+
+        mine = {name: own(values) for name, values in maps.items()}
+        counts.append(metrics.score_on_host(own(prob), mine, *truth))
+    return metrics.Counts(*(np.concatenate(p) for p in zip(*counts, strict=True)))
 
 
 def _one_late(items: Iterable[Any]) -> Iterator[Any]:

@@ -7,6 +7,9 @@ another backbone than the one trained with needs only another `config.backbone`.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ import jax
 from diffup_jax import checkpoint, evaluation, visualize
 from diffup_jax import settings as setup
 from diffup_jax.backbones import Backbone
-from diffup_jax.data import episodes, pipeline, sources
+from diffup_jax.data import draws as drawing
+from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.data.benchmarks import BENCHMARKS
+from diffup_jax.data.protocols import Protocol
 from diffup_jax.methods import Method
 from diffup_jax.settings import Settings
 from diffup_jax.types import DiffUpError
@@ -38,15 +44,7 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
       DiffUpError: for a config, data, weights or checkpoint that cannot be used.
     """
     settings = setup.from_config(config)
-    source = setup.open_split(settings, "test")
-    classes = sources.fold_classes(source, settings.data.fold, role="novel")
-    if settings.data.skip_small_classes:
-        most = max(settings.eval.shots)
-        classes = sources.classes_with_images(source, classes, shots=most)
-    lists = {
-        shots: draw_list(settings, source, classes, shots=shots)
-        for shots in settings.eval.shots
-    }
+    tests = [open_test(settings, shots=shots) for shots in settings.eval.shots]
     backbone = setup.make_backbone(settings)
     method = setup.make_method(settings, backbone)
     params, decoder = load(settings, method, backbone, workdir)
@@ -54,60 +52,156 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
     answer = lambda keys, episode: predict(params, keys, episode)  # noqa: E731
     folder = Path(output).parent
     rows, shown = [], None
-    for shots, draws in lists.items():
-        name = f"{source.name}_fold{settings.data.fold}_{settings.eval.protocol}"
-        meta = {
-            "benchmark": source.name,
-            "fold": settings.data.fold,
-            "protocol": settings.eval.protocol,
-            # The hsnet stream has one seed, whatever the sampler is given.
-            "seed": 0 if settings.eval.protocol == "hsnet" else settings.eval.seed,
-            "shots": shots,
-        }
-        path = folder / "episodes" / f"{name}_{shots}shot.jsonl"
-        episodes.write_draws(path, draws, meta)
+    for test in tests:
+        if not settings.eval.episodes_file:
+            path = folder / "episodes" / test.file_name
+            episodes.write_draws(path, test.draws, test.facts)
         for cue in settings.eval.cues:
-            print(f"{cue}, {shots}-shot", flush=True)
-            result = evaluation.evaluate(
-                answer,
-                jax.random.key(settings.eval.seed),
-                _batches(settings, source, draws, cue),
-                classes=classes,
-                episodes=len(draws),
-                seed=settings.eval.seed,
-                resamples=_RESAMPLES,
-            )
-            setting = _setting(settings, source, backbone, cue, shots, draws, decoder)
-            names = {c: source.class_names[c] for c in classes}
+            print(f"{cue}, {test.shots}-shot, sha={test.sha}", flush=True)
+            batches = _batches(settings, test, range(len(test.draws)), cue)
+            with contextlib.closing(batches):
+                result = evaluation.evaluate(
+                    answer,
+                    jax.random.key(settings.eval.seed),
+                    batches,
+                    classes=test.classes,
+                    episodes=len(test.draws),
+                    frame=test.protocol.frame,
+                    seed=settings.eval.seed,
+                    resamples=_RESAMPLES,
+                )
+            for message in result.damaged:
+                print(f"left out: {message}", flush=True)
+            setting = _setting(settings, test, backbone, cue, decoder)
+            names = {c: test.source.class_names[c] for c in test.classes}
             rows.append(evaluation.row(result, setting, names=names))
-            shown = shown or (draws, cue, result)
+            shown = shown or (test, cue, result)
             # Each row is safe as soon as it is there.
             evaluation.write_results(Path(output), rows)
     evaluation.print_table(rows)
     print(f"results: {output}")
     if settings.eval.gallery:
         path = folder / "gallery.html"
-        _gallery(path, settings, source, answer, *shown, row=rows[0])
+        _gallery(path, settings, answer, *shown, row=rows[0])
         print(f"gallery: {path}")
     return rows
 
 
-def draw_list(
-    settings: Settings, source: sources.Source, classes: tuple[int, ...], *, shots: int
-) -> tuple[episodes.Draw, ...]:
-    """The evaluation list of the run's protocol.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Test:
+    """One evaluation list and the data it is about.
+
+    `sha` is the hash of the list as published or drawn, `facts` its first line, which
+    `draws` may name by the source's own image ids (see `episodes.check_draws`).
+    """
+
+    source: sources.Source
+    classes: tuple[int, ...]
+    protocol: Protocol
+    shots: int
+    draws: tuple[episodes.Draw, ...]
+    sha: str
+    facts: dict[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        """Where the list is written, relative to the folder of lists."""
+        facts = self.facts
+        name = f"{facts['benchmark']}_fold{facts['fold']}_{facts['protocol']}"
+        ways = f"{facts['ways']}way_" if facts["ways"] > 1 else ""
+        return f"{name}_{ways}{self.shots}shot.jsonl"
+
+
+def open_test(settings: Settings, *, shots: int) -> Test:
+    """The novel classes' data with the list of config.eval, drawn or read.
 
     Raises:
-      DiffUpError: if a class has too few images for the shots asked.
+      DiffUpError: for data that cannot be opened, a class with too few images, and a
+        list that does not fit the data, the protocol, the shots or the ways asked.
     """
-    options = settings.eval
-    if options.protocol == "hsnet":
-        return episodes.hsnet_draws(
-            source, classes, shots=shots, count=options.episodes
+    options, data = settings.eval, settings.data
+    protocol = protocols.get(options.protocol)
+    source = setup.open_split(settings, "test", shots=shots)
+    classes = sources.fold_classes(source, data.fold, role="novel")
+    if options.episodes_file:
+        listed, facts = episodes.read_draws(options.episodes_file)
+        _check_list(settings, facts, listed, shots=shots)
+        draws = episodes.check_draws(
+            listed, source, classes=classes, name=options.episodes_file
         )
-    return episodes.clean_draws(
-        source, classes, shots=shots, count=options.episodes, seed=options.seed
+        return Test(
+            source=source, classes=classes, protocol=protocol, shots=shots,
+            draws=draws, sha=episodes.draws_sha(listed), facts=facts,
+        )  # fmt: skip
+    pool = drawing.pool_of(source, classes, protocol=protocol, kind=data.source)
+    if data.skip_small_classes:
+        classes = _large_enough(source, pool, classes, shots=shots)
+    seed = options.seed if protocol.seed is None else protocol.seed
+    draws = drawing.evaluation_draws(
+        pool,
+        classes,
+        protocol=protocol,
+        kind=data.source,
+        shots=shots,
+        ways=options.ways,
+        count=options.episodes
+        or protocols.episode_count(protocol, data.source, images_by_class=pool.large),
+        seed=seed,
     )
+    facts = {
+        "benchmark": source.name,
+        "fold": data.fold,
+        "protocol": protocol.name,
+        "seed": seed,
+        "shots": shots,
+        "ways": options.ways,
+    }
+    return Test(
+        source=source, classes=classes, protocol=protocol, shots=shots,
+        draws=draws, sha=episodes.draws_sha(draws), facts=facts,
+    )  # fmt: skip
+
+
+def _large_enough(source, pool, classes, *, shots: int) -> tuple[int, ...]:
+    """The classes that have a query and `shots` other images in the protocol's pool."""
+    kept = tuple(c for c in classes if len(pool.large[c]) > shots)
+    left = [source.class_names[c] for c in classes if c not in kept]
+    if left:
+        print(
+            f"{len(left)} of {len(classes)} novel classes of {source.name} have fewer "
+            f"than {shots + 1} images for {shots}-shot episodes and are left out: "
+            + ", ".join(left),
+            flush=True,
+        )
+    if not kept:
+        raise DiffUpError(
+            f"no novel class of {source.name} has the {shots + 1} images that {shots}-"
+            "shot episodes need. Use fewer shots or add images."
+        )
+    return kept
+
+
+def _check_list(settings: Settings, facts, draws, *, shots: int) -> None:
+    """A list is scored as what it is; `check_draws` compares it with the data."""
+    asked = {
+        "protocol": (facts.get("protocol"), settings.eval.protocol, "eval.protocol"),
+        "fold": (facts.get("fold"), settings.data.fold, "data.fold"),
+    }
+    if draws:
+        found = len(draws[0].supports), len(draws[0].supports[0])
+        asked["ways"] = (found[0], settings.eval.ways, "eval.ways")
+        asked["shots"] = (found[1], shots, "eval.shots")
+    wrong = [
+        f"its {name} is {found}, config.{key} is {wanted}"
+        for name, (found, wanted, key) in asked.items()
+        if found is not None and found != wanted
+    ]
+    if wrong:
+        raise DiffUpError(
+            f"the episode list {settings.eval.episodes_file!r} does not fit: "
+            + "; ".join(wrong)
+            + ". Set these values to those of the list, or give another list."
+        )
 
 
 def load(
@@ -141,13 +235,23 @@ def _check_fits(settings: Settings, saved: dict[str, Any], workdir: str) -> None
     """A decoder is used as it was trained, and never on classes it has seen."""
     now = setup.plain(settings)
     keys = [(part, key) for part in ("decoder", "process") for key in now[part]]
-    if not settings.data.test_root and settings.data.root == saved["data"]["root"]:
+    data, then = settings.data, saved["data"]
+    same = not data.test_root and data.root == then["root"]
+    # Its folds are those of COCO, so a network trained there has them too.
+    across = data.source == "coco_to_pascal" and then["source"] == "coco"
+    if same or across:
         keys.append(("data", "fold"))
     changed = [
         f"config.{part}.{key}: was {saved[part].get(key)!r}, now {now[part][key]!r}"
         for part, key in keys
         if saved[part].get(key) != now[part][key]
     ]
+    most, shots = saved["train"]["max_shots"], now["eval"]["shots"]
+    if "shots" in BENCHMARKS[data.source].options and {most} != set(shots):
+        changed.append(
+            f"config.eval.shots: the folds of {data.source} depend on the shots; "
+            f"trained with {most}, now {shots}"
+        )
     if changed:
         raise DiffUpError(
             f"the decoder in {workdir!r} was trained with another config:\n  "
@@ -156,34 +260,40 @@ def _check_fits(settings: Settings, saved: dict[str, Any], workdir: str) -> None
         )
 
 
-def _batches(settings: Settings, source, draws, cue: str):
+def _batches(settings: Settings, test: Test, places: Iterable[int], cue: str):
+    """Batches of the episodes at `places` of the list."""
+    numbers = tuple(places)
     return pipeline.evaluation_batches(
-        source,
-        draws,
+        test.source,
+        [test.draws[number] for number in numbers],
+        numbers=numbers,
         cue=cue,
+        conventions=setup.conventions(settings),
+        protocol=test.protocol,
         image_size=settings.data.image_size,
         batch_size=settings.eval.batch_size,
         seed=settings.eval.seed,
         workers=settings.data.workers,
+        on_error=settings.data.on_error,
     )
 
 
 def _setting(
-    settings: Settings, source, backbone: Backbone, cue, shots, draws, decoder
+    settings: Settings, test: Test, backbone: Backbone, cue: str, decoder: str
 ) -> evaluation.Setting:
     untrained = "random " if backbone.weights == "random" else ""
     free = settings.method == "prior"
     return evaluation.Setting(
-        dataset=source.name,
+        dataset=test.source.name,
         fold=settings.data.fold,
-        protocol=settings.eval.protocol,
+        protocol=test.protocol.name,
         image_size=settings.data.image_size,
         backbone=backbone.name,
         weights_digest=untrained + backbone.digest,
         cue=cue,
-        shots=shots,
-        ways=1,
-        episodes_sha=episodes.draws_sha(draws),
+        shots=test.shots,
+        ways=settings.eval.ways,
+        episodes_sha=test.sha,
         seed=settings.eval.seed,
         steps=0 if free else settings.sampler.steps,
         samples=0 if free else settings.sampler.samples,
@@ -191,27 +301,25 @@ def _setting(
     )
 
 
-def _gallery(path, settings, source, answer, draws, cue, result, *, row) -> None:
+def _gallery(path, settings, answer, test: Test, cue, result, *, row) -> None:
     """Runs the chosen episodes once more, each with its own noise, and shows them."""
-    chosen = evaluation.gallery_choice(result.ious, settings.eval.gallery).tolist()
-    picked = [draws[i] for i in chosen]
+    chosen = evaluation.gallery_choice(result.ious, settings.eval.gallery)
     items = []
     batches = evaluation.predictions(
         answer,
         jax.random.key(settings.eval.seed),
-        _batches(settings, source, picked, cue),
-        numbers=chosen,
+        _batches(settings, test, result.places[chosen].tolist(), cue),
     )
-    names = dict(enumerate(source.class_names))
-    for episode, count, prob, maps in batches:
+    names = dict(enumerate(test.source.class_names))
+    for batch, episode, prob, maps in batches:
         items += visualize.gallery_items(
-            episode, count, prob=prob, maps=maps, names=names
+            episode, len(batch.places), prob=prob, maps=maps, names=names
         )
     facts = {
         "data": f"{row['dataset']} fold {row['fold']}, protocol {row['protocol']}",
         "backbone": f"{row['backbone']} ({row['weights_digest']})",
         "decoder": row["weights"],
-        "cue": f"{row['cue']}, {row['shots']}-shot",
+        "cue": f"{row['cue']}, {row['shots']}-shot, {row['ways']}-way",
         "mIoU": f"{row['miou']:.1f} over {row['episodes']} episodes",
         "prior at best threshold": f"{row['prior_miou']:.1f}",
         "sampler": f"{row['steps']} steps, {row['samples']} samples",

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from diffup_jax import checkpoint, evaluation
 from diffup_jax import settings as setup
-from diffup_jax.data import episodes, pipeline, sources
+from diffup_jax.data import episodes, pipeline, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.runlog import Log
 from diffup_jax.settings import Settings, TrainSettings
@@ -31,6 +31,8 @@ from diffup_jax.types import DiffUpError, Episode
 _FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
 _FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
 _FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
+# A run that stopped at a damaged file may continue and leave it out.
+_FREE += ("data.on_error",)
 
 
 class TrainState(NamedTuple):
@@ -68,7 +70,7 @@ def train(config: Any, workdir: str) -> TrainState:
         )
 
     # Data: base classes; some training images are kept aside for validation.
-    source = setup.open_split(settings, "train")
+    source = setup.open_split(settings, "train", shots=options.max_shots)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     training, held_out = sources.hold_out(source, settings.data.val_fraction)
     if settings.data.skip_small_classes:
@@ -117,6 +119,8 @@ def train(config: Any, workdir: str) -> TrainState:
         with log.progress() as bar:
             for number in range(first + 1, options.steps + 1):
                 episode = place(next(batches), mesh)
+                for message in batches.news():
+                    bar.write(f"damaged, another episode takes its place: {message}")
                 state, metrics = step(state, frozen, episode)
                 if late is not None:
                     log.metrics(*late, bar)
@@ -146,6 +150,9 @@ def train(config: Any, workdir: str) -> TrainState:
                     )
     finally:
         batches.close()
+        if batches.damaged:
+            count, files = batches.damaged.total(), len(batches.damaged)
+            print(f"{count} training episodes replaced, damaged: {files}", flush=True)
         writer.wait_until_finished()
         writer.close()
         log.close()
@@ -163,8 +170,11 @@ def training_batches(settings: Settings, source, classes) -> Any:
         batch_size=options.batch_size,
         image_size=settings.data.image_size,
         max_shots=options.max_shots,
+        ways=options.ways,
         cues=options.cues,
+        conventions=setup.conventions(settings),
         augment=settings.augment,
+        on_error=settings.data.on_error,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -285,21 +295,27 @@ def _validation_draws(source, classes, count: int, seed: int):
 def _validate(predict, params, source, draws, settings: Settings) -> dict[str, float]:
     # One device is enough, and compiles the very program that eval.py runs.
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    protocol = protocols.get("clean")
     batches = pipeline.evaluation_batches(
         source,
         draws,
+        numbers=range(len(draws)),
         cue="mask" if "mask" in settings.train.cues else settings.train.cues[0],
+        conventions=setup.conventions(settings),
+        protocol=protocol,
         image_size=settings.data.image_size,
         batch_size=settings.eval.batch_size,
         seed=settings.seed,
         workers=0,
+        on_error=settings.data.on_error,
     )
     result = evaluation.evaluate(
         lambda keys, episode: predict(params, keys, episode),
         jax.random.key(settings.seed),
         batches,
-        classes=sorted({draw.class_id for draw in draws}),
+        classes=sorted({draw.class_ids[0] for draw in draws}),
         episodes=len(draws),
+        frame=protocol.frame,
         seed=settings.seed,
         resamples=1,
     )

@@ -35,6 +35,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-te
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # A bounded cache is a locked cache: two workers never read a half-written entry.
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
+os.environ.setdefault("DIFFUP_CACHE", str(ROOT / ".cache" / "diffup-tests"))
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 install_import_hook("diffup_jax", "beartype.beartype")

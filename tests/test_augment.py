@@ -8,7 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffup_jax.data.augment import Augment, augment, plain
+from diffup_jax.data import frames
+from diffup_jax.data.augment import Augment
+from diffup_jax.data.augment import augment as make_view
 
 STILL = Augment(
     flip=0.0, scale=(1.0, 1.0), aspect=1.0, brightness=0.0, contrast=0.0,
@@ -19,6 +21,20 @@ GEOMETRY = Augment(
     saturation=0.0, hue=0.0, grey=0.0,
 )  # fmt: skip
 SIZE = 96
+
+
+def augment(image, mask, ignore, **arguments):
+    """One way, no instances: (image, mask, ignore)."""
+    view = make_view(image, mask[None], ignore, None, **arguments)
+    assert view.instances is None and len(view.masks) == 1
+    return view.image, view.masks[0], view.ignore
+
+
+def plain(image, mask, ignore, *, size):
+    view = frames.enter_support(
+        image, mask[None], ignore, None, frame="square", size=size
+    )
+    return view.image, view.masks[0], view.ignore
 
 
 def scene(height=150, width=210):
@@ -48,6 +64,34 @@ def test_the_three_maps_move_together(seed):
     assert sure.mean() > 0.2
     assert (mask[sure] == (image[sure][:, 0] > 250)).all()
     assert (ignore[sure] == (image[sure][:, 1] > 250)).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ways_and_instances_move_with_the_image(seed):
+    """Other ways and instances change nothing, and go where the pixels go."""
+    image, mask, ignore = scene()
+    other = np.zeros_like(mask)
+    other[70:130, 100:190] = True  # overlaps the first
+    instances = np.zeros(mask.shape, np.uint16)
+    instances[mask] = 2
+    instances[40:60][mask[40:60]] = 1
+
+    def run(masks, instances):
+        return make_view(
+            image, np.stack(masks), ignore, instances,
+            generator=np.random.default_rng(seed), settings=GEOMETRY, size=SIZE,
+        )  # fmt: skip
+
+    alone = run([mask], None)
+    view = run([mask, other & ~ignore, ~mask & ~ignore], instances)
+    assert (view.image == alone.image).all() and (view.ignore == alone.ignore).all()
+    assert (view.masks[0] == alone.masks[0]).all()
+    assert (view.masks[1] & view.masks[0]).any()
+    # The third way is the first's complement among the valid pixels.
+    assert (view.masks[2] == ~view.masks[0] & ~view.ignore).all()
+    assert view.instances.dtype == np.uint16
+    assert ((view.instances > 0) == view.masks[0]).all()
+    assert set(np.unique(view.instances)) <= {0, 1, 2}
 
 
 def test_still_settings_only_resize():
@@ -95,6 +139,11 @@ def test_a_small_object_is_never_lost(seed):
         generator=np.random.default_rng(seed), settings=GEOMETRY, size=32,
     )  # fmt: skip
     assert out[1].any() and not (out[1] & out[2]).any()
+    numbered = make_view(
+        image, mask[None], np.zeros_like(mask), 7 * mask.astype(np.uint16),
+        generator=np.random.default_rng(seed), settings=GEOMETRY, size=32,
+    )  # fmt: skip
+    assert ((numbered.instances > 0) == numbered.masks[0]).all()
     assert plain(image, mask, np.zeros_like(mask), size=32)[1].sum() == 1
 
 

@@ -2,18 +2,35 @@
 
 import functools
 import importlib.resources
+import json
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from diffup_jax import backbones, weights
-from diffup_jax.backbones import resnet
-from diffup_jax.types import DiffUpError
+from diffup_jax.backbones import catalogue, resnet, stores
+from diffup_jax.backbones.recipe import TextRecipe
+from diffup_jax.types import DiffUpError, Features, Level
 
 SMALL = ("tiny", "squeezenet1_1")
+# Families whose levels hold every pixel at any size; the others want multiples.
+ANY_SIZE = tuple(n for n in backbones.names() if backbones.recipe(n).multiple_of == 1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch, tmp_path):
+    """An empty Hugging Face cache, offline, and a store of converted weights here."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("DIFFUP_CACHE", str(tmp_path / "cache"))
 
 
 @functools.cache
@@ -25,29 +42,98 @@ def _images(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", [(96, 64), (97, 131)])
-@pytest.mark.parametrize("name", backbones.names())
-def test_levels_are_what_was_announced(name, size):
-    backbone = _get(name)
-    answer = jax.eval_shape(
+@functools.cache
+def _hollow(name: str) -> backbones.Backbone:
+    return backbones.hollow(name)
+
+
+@functools.cache
+def _announced(name: str):
+    """(size, answer) of each network, traced once for all tests of it."""
+    unit = backbones.recipe(name).multiple_of
+    size = (97, 131) if unit == 1 else (unit * -(-64 // unit), unit * -(-96 // unit))
+    return size, _answer(_hollow(name), size)
+
+
+def _answer(backbone, size):
+    return jax.eval_shape(
         functools.partial(backbone.apply, normalised=False),
         backbone.params,
         jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8),
     )
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_levels_are_what_was_announced(name):
+    backbone = _hollow(name)
+    size, answer = _announced(name)
     assert set(answer.levels) == {level.name for level in backbone.levels}
     assert len(answer.levels) == len(backbone.levels)
     for level in backbone.levels:
         grid = tuple(-(-pixels // level.stride) for pixels in size)
         assert answer.levels[level.name].shape == (2, *grid, level.channels)
         assert answer.levels[level.name].dtype == jnp.float32
-    assert answer.last.shape == answer.levels[backbone.levels[-1].name].shape
-    assert answer.joint is None
-    assert not backbone.has_text
+    assert answer.last.shape[:3] == answer.levels[backbone.levels[-1].name].shape[:3]
+    assert answer.last.dtype == jnp.float32
+    assert (answer.joint is not None) == backbone.has_text
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_text_tower_and_image_tower_meet_in_one_space(name):
+    backbone = _hollow(name)
+    if not backbone.has_text:
+        with pytest.raises(DiffUpError, match="no text tower"):
+            backbone.encode_text(["a cat"])
+        return
+    _, answer = _announced(name)
+    joint = answer.joint
+    assert joint.shape[:3] == answer.last.shape[:3]
+    ids = jax.ShapeDtypeStruct((3, backbone.text.context_length), jnp.int32)
+    texts = jax.eval_shape(backbone.apply_text, backbone.text_params, ids)
+    assert texts.shape == (3, joint.shape[-1])
+    assert texts.dtype == joint.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", [n for n in backbones.names() if n not in ANY_SIZE])
+def test_a_size_that_does_not_fit_is_told_with_the_multiple(name):
+    backbone = _hollow(name)
+    unit = backbone.multiple_of
+    told = rf"{unit * 4 + 1}.*multiples? of {unit}"
+    with pytest.raises(DiffUpError, match=told):
+        _answer(backbone, (unit * 4 + 1, unit * 4))
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_every_parameter_has_one_row_in_every_layout(name):
+    recipe, backbone = backbones.recipe(name), _hollow(name)
+    shapes, tables = {"image": backbone.params}, {"image": recipe.tables}
+    if recipe.text is not None:
+        tables["text"] = recipe.text.tables
+        shapes["text"] = backbone.text_params
+    assert tables.keys() == shapes.keys()
+    for part, layouts in tables.items():
+        wanted = sorted(flatten_dict(shapes[part], sep="/"))
+        for table in layouts:
+            rows = [row.target for row in table.rows]
+            assert sorted(rows) == wanted, table.layout
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_default_weights_have_an_id_and_a_licence(name):
+    recipe = backbones.recipe(name)
+    assert not (recipe.packaged and recipe.hub)
+    if recipe.packaged or recipe.hub:
+        assert recipe.licence
+    if recipe.packaged:
+        packaged = importlib.resources.files(backbones) / recipe.packaged
+        assert packaged.is_file()
+    if recipe.hub:
+        assert stores._HUB_ID.fullmatch(recipe.hub)
 
 
 @pytest.mark.parametrize("name", backbones.names())
 def test_prior_levels_are_levels(name):
-    backbone = _get(name)
+    backbone = _hollow(name)
     known = [level.name for level in backbone.levels]
     assert backbone.prior_levels
     assert [n for n in known if n in backbone.prior_levels] == list(
@@ -56,8 +142,8 @@ def test_prior_levels_are_levels(name):
 
 
 def test_resnet_prior_levels_are_end_of_stage_3_and_all_of_stage_4():
-    for name, last in (("resnet50", 5), ("resnet101", 22)):
-        assert _get(name).prior_levels == (
+    for name, last in (("resnet50", 5), ("resnet101_os8", 22)):
+        assert _hollow(name).prior_levels == (
             f"stage3.block{last}",
             *(f"stage4.block{i}" for i in range(3)),
         )
@@ -65,11 +151,65 @@ def test_resnet_prior_levels_are_end_of_stage_3_and_all_of_stage_4():
 
 def test_parameter_counts_are_the_published_ones():
     """torchvision's 25 557 032 and 44 549 160 less the 2048x1000 head and its bias."""
-    for name, total in (("resnet50", 25_557_032), ("resnet101", 44_549_160)):
-        count = sum(x.size for x in jax.tree.leaves(_get(name).params["params"]))
-        assert count == total - 2048 * 1000 - 1000
-    tiny = sum(x.size for x in jax.tree.leaves(_get("tiny").params["params"]))
-    assert tiny <= 1_500_000
+    for name, total, width in (
+        ("resnet18", 11_689_512, 512),
+        ("resnet34", 21_797_672, 512),
+        ("resnet50", 25_557_032, 2048),
+        ("resnet101", 44_549_160, 2048),
+        ("resnet152", 60_192_808, 2048),
+    ):
+        assert catalogue.count(name) == total - width * 1000 - 1000
+    assert catalogue.count("resnet50_os8") == catalogue.count("resnet50")
+    assert catalogue.count("tiny") <= 1_500_000
+
+
+def test_dilated_networks_keep_the_grid():
+    for name, strides in (
+        ("resnet50", (4, 8, 16, 32)),
+        ("resnet50_os16", (4, 8, 16, 16)),
+        ("resnet50_os8", (4, 8, 8, 8)),
+    ):
+        levels = {x.name: x.stride for x in _hollow(name).levels}
+        assert strides == tuple(levels[f"stage{i}.block0"] for i in range(1, 5))
+
+
+@pytest.mark.parametrize("name", ["tiny", "squeezenet1_1"])
+def test_bfloat16_is_near_float32_and_answers_in_float32(name):
+    full, half = _get(name), backbones.get(name, weights="random", dtype="bfloat16")
+    assert half.digest == full.digest
+    images = _images(7, 1, 64, 48)
+    for got, want in zip(
+        jax.tree.leaves(half(images)), jax.tree.leaves(full(images)), strict=True
+    ):
+        assert got.dtype == jnp.float32
+        distance = jnp.abs(got - want).max() / jnp.abs(want).max()
+        assert 0 < distance < 0.05
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(DiffUpError, match="float32 or bfloat16, not in 'float16'"):
+        backbones.get("tiny", weights="random", dtype="float16")
+
+
+def test_hollow_parameters_take_no_memory():
+    leaves = jax.tree.leaves(_hollow("resnet152").params)
+    assert all(set(x.strides) <= {0} for x in leaves)
+    assert _hollow("resnet152").weights == "hollow"
+
+
+def test_importing_the_door_imports_no_family():
+    script = (
+        "import sys; import diffup_jax.backbones; "
+        "print([m for m in sys.modules if m.startswith('diffup_jax.backbones.') or "
+        "m in ('torch', 'transformers', 'huggingface_hub', 'tokenizers')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert set(json.loads(done.stdout.replace("'", '"'))) == {
+        "diffup_jax.backbones.recipe",
+        "diffup_jax.backbones.stores",
+    }
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -118,7 +258,7 @@ def test_normalisation_is_what_the_weights_were_trained_with():
     imagenet = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     caffe = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
     for name, want in (("resnet50", imagenet), ("squeezenet1_1", caffe)):
-        got = backbones.to_network(images, _get(name).normalise)
+        got = backbones.to_network(images, _hollow(name).normalise)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)
 
 
@@ -201,8 +341,131 @@ def test_missing_weights_name_the_file_and_the_option(tmp_path):
     assert absent in str(caught.value)
     for empty in ("", None):
         with pytest.raises(DiffUpError, match=option) as caught:
+            backbones.get("squeezenet1_1", weights=empty)
+        assert "'squeezenet1_1'" in str(caught.value)
+
+
+def test_default_weights_that_are_not_there_name_id_cache_and_command(tmp_path):
+    for empty in ("", None):
+        with pytest.raises(DiffUpError) as caught:
             backbones.get("resnet50", weights=empty)
-        assert "'resnet50'" in str(caught.value)
+        for part in (
+            "'timm/resnet50.tv_in1k'",
+            repr(str(tmp_path / "hub")),
+            "diffup backbones fetch resnet50",
+        ):
+            assert part in str(caught.value)
+
+
+def test_from_folder_wants_the_config_of_a_known_family(tmp_path):
+    with pytest.raises(DiffUpError, match="No folder at"):
+        backbones.from_folder(tmp_path / "absent")
+    with pytest.raises(DiffUpError, match=r"config\.json' cannot be read"):
+        backbones.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(DiffUpError, match=r"'bert'.*Families: resnet"):
+        backbones.from_folder(tmp_path)
+    config = {"model_type": "resnet", "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DiffUpError, match="hidden_act = 'gelu'.*'relu'"):
+        backbones.from_folder(tmp_path)
+
+
+def test_resnet_sizes_come_from_the_config():
+    for name, config in (
+        ("resnet50", {}),
+        (
+            "resnet18",
+            {
+                "layer_type": "basic",
+                "hidden_sizes": [64, 128, 256, 512],
+                "depths": [2, 2, 2, 2],
+            },
+        ),
+    ):
+        variant = resnet.from_config({"model_type": "resnet", **config})
+        assert variant == resnet.VARIANTS[name]._replace(hub="", licence="")
+    assert resnet.from_config({"model_type": "vit"}) is None
+
+
+def test_parameters_in_a_store_are_the_same_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_WORTH_KEEPING", 0)
+    first = _get("tiny")
+    path = tmp_path / "one.safetensors"
+    weights.save(path, first.params, half=False)
+    made, again = (backbones.get("tiny", weights=str(path)) for _ in range(2))
+    (kept,) = (tmp_path / "cache" / "backbones").glob("tiny-*.safetensors")
+    assert made.digest == again.digest == first.digest
+    assert weights.load_converted(kept)[1] == first.digest
+    for got, want in zip(
+        jax.tree.leaves(again.params), jax.tree.leaves(first.params), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_text_backbone_keeps_both_towers_in_its_own_layout(tmp_path):
+    """Own files, books and digest cover both towers; half a file is refused."""
+    recipe = _two_towers()
+    made = backbones._random("two", recipe)
+    both = {"image": made.params, "text": made.text_params}
+    assert made.digest == weights.digest(both)
+    path = tmp_path / "two.safetensors"
+    weights.save(path, both, half=False)
+    source = stores.Source((path,), "here", tmp_path)
+    loaded = backbones._build("two", recipe, source, sizes="")
+    assert loaded.digest == made.digest
+    assert loaded.has_text
+    weights.save(path, {"image": made.params}, half=False)
+    with pytest.raises(DiffUpError, match=r"'two' \(text tower\)"):
+        backbones._build("two", recipe, source, sizes="")
+
+
+def test_global_score_is_scale_times_product_plus_bias(monkeypatch):
+    backbone = backbones._random("two", _two_towers())
+    monkeypatch.setattr(
+        backbones.Backbone, "tokenize", lambda self, texts: np.array([[1], [2]])
+    )
+    images = _images(8, 3, 4, 4)
+    own = backbone.module.apply(
+        backbone.params,
+        backbones.to_network(images, backbone.normalise),
+        method="embed",
+    )
+    texts = backbone.encode_text(["a", "b"])
+    want = 3.0 * np.asarray(own) @ np.asarray(texts).T - 1.0
+    np.testing.assert_allclose(backbone.score(images, ["a", "b"]), want, rtol=1e-5)
+
+
+class _Image(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(2)
+
+    def __call__(self, x):
+        x = self.dense(x)
+        return Features({"only": x}, x, x)
+
+    def embed(self, x):
+        return self.dense(x).mean((1, 2))
+
+
+class _Text(nn.Module):
+    def setup(self):
+        self.tokens = nn.Embed(4, 2)
+
+    def __call__(self, ids):
+        return self.tokens(ids).mean(1)
+
+    def scale(self):
+        return jnp.float32(3), jnp.float32(-1)
+
+
+def _two_towers():
+    return backbones.recipe("tiny")._replace(
+        module=_Image(),
+        levels=(Level("only", 1, 2),),
+        tables=(),
+        text=TextRecipe(_Text(), 1, "clip", ()),
+    )
 
 
 def test_weights_of_another_network_are_named_first(tmp_path):

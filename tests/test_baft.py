@@ -62,14 +62,10 @@ def test_operators_are_their_equations(known):
     np.testing.assert_allclose(
         baft.assembly(*args, temperature=TAU), slow_assembly(q, s, fg, bg), atol=1e-5
     )
-    prior = np.random.default_rng(3).random((5, 6)).astype(np.float32)
-    affinity = baft.self_affinity(jnp.asarray(q), temperature=TAU)
-    np.testing.assert_allclose(affinity.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(
-        baft.propagate(affinity, jnp.asarray(prior)),
-        slow_propagate(q, prior),
-        atol=1e-5,
-    )
+    prior = np.random.default_rng(3).random((2, 5, 6)).astype(np.float32)
+    spread = baft.propagate(jnp.asarray(q), jnp.asarray(prior), temperature=TAU)
+    for got, one in zip(spread, prior, strict=True):
+        np.testing.assert_allclose(got, slow_propagate(q, one), atol=1e-5)
 
 
 def episode(k=3, *, seed=0, b=2, n=1):
@@ -93,21 +89,70 @@ def episode(k=3, *, seed=0, b=2, n=1):
     }
 
 
-PRIORS = jax.jit(
-    lambda query, support, cue_fg, cue_bg, shot_valid: baft.make_priors(
+@jax.jit
+def PRIORS(query, support, cue_fg, cue_bg, shot_valid, text=None, text_valid=None):
+    if text_valid is None:
+        text_valid = jnp.zeros(shot_valid.shape[:2], bool)
+    return baft.make_priors(
         query,
         support,
         cue_fg=cue_fg,
         cue_bg=cue_bg,
         shot_valid=shot_valid,
+        text=text,
+        text_valid=text_valid,
         temperature=TAU,
         grid=GRID,
     )
-)
 
 
 def make(case, **changes):
     return PRIORS(**{**case, **changes})
+
+
+def slow_priors(q, s, fg, bg):
+    """Equations (1)-(3) and (5)-(8) of one query and distinct valid shots [k ...]."""
+    scale = lambda x: (x - x.min()) / (x.max() - x.min())  # noqa: E731
+
+    def onto(target, i):
+        base = [f(target, s[i], fg[i], bg[i]) for f in (slow_contrast, slow_assembly)]
+        return [scale(x) for x in (*base, *(slow_propagate(target, x) for x in base))]
+
+    def agree(x, i):
+        away = bg[i] if bg[i].max() > 1e-6 else 1 - fg[i]
+        return (x * fg[i]).sum() / fg[i].sum() - (x * away).sum() / away.sum()
+
+    shots = range(len(s))
+    maps = np.array([onto(q, i) for i in shots])
+    if len(s) == 1:
+        own = agree(scale(slow_contrast(s[0], s[0], fg[0], bg[0])), 0)
+        return maps, np.full((1, 4), own)
+    scores = [
+        [
+            np.mean([agree(onto(s[j], i)[o], j) for j in shots if j != i])
+            for o in range(4)
+        ]
+        for i in shots
+    ]
+    return maps, np.array(scores)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("budget", [1, 1 << 22])
+def test_priors_are_their_equations_however_shots_are_streamed(k, budget, monkeypatch):
+    """A few shots at a time (one, here) or all at once."""
+    monkeypatch.setattr(baft, "_SCORES", budget)
+    jax.clear_caches()  # the budget is read while tracing
+    case = episode(k, b=1)
+    got = make(case)
+    fg, bg = (
+        np.asarray(case[name])[0, 0].reshape(k, 6, 4, 6, 4).mean((2, 4))
+        for name in ("cue_fg", "cue_bg")
+    )
+    q, s = np.asarray(case["query"][0])[0], np.asarray(case["support"][0])[0, 0]
+    maps, reliability = slow_priors(q, s, fg, bg)
+    np.testing.assert_allclose(np.swapaxes(got.maps[0, 0, 0], 0, 1), maps, atol=1e-5)
+    np.testing.assert_allclose(got.reliability[0, 0, 0].T, reliability, atol=1e-5)
 
 
 def test_maps_are_scaled_and_reliabilities_bounded():
@@ -219,6 +264,154 @@ def test_odd_cues_stay_finite(name, fg, bg):
     assert bool(priors.valid.all()) == (fg != 0.0)
 
 
+def test_repeated_shots_count_once():
+    """[A, A, B] says what [A, B] says: reliabilities alike, A's share halved."""
+    case = episode(k=2)
+    repeat = lambda x: x[:, :, jnp.array([0, 0, 1])]  # noqa: E731
+    twice = make(
+        case,
+        support=tuple(repeat(s) for s in case["support"]),
+        **{x: repeat(case[x]) for x in ("cue_fg", "cue_bg", "shot_valid")},
+    )
+    once = make(case)
+    np.testing.assert_array_equal(once.share, 1.0)
+    np.testing.assert_allclose(twice.share, np.full((2, 1, 3), [0.5, 0.5, 1]))
+    order = jnp.array([0, 0, 1])
+    np.testing.assert_allclose(
+        twice.reliability, once.reliability[..., order], atol=1e-5
+    )
+    # Copies alone are one shot: nothing but the check on itself.
+    same = lambda x: x[:, :, jnp.array([0, 0])]  # noqa: E731
+    copies = make(
+        case,
+        support=tuple(same(s) for s in case["support"]),
+        **{x: same(case[x]) for x in ("cue_fg", "cue_bg", "shot_valid")},
+    )
+    alone = make(case, shot_valid=case["shot_valid"].at[:, :, 1].set(False))
+    np.testing.assert_allclose(
+        copies.reliability[..., 1], alone.reliability[..., 0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("change", ["another stroke", "another picture", "padding"])
+def test_what_is_no_repeat_counts_in_full(change):
+    case = episode(k=2)
+    same = lambda x: x[:, :, jnp.array([0, 0])]  # noqa: E731
+    case = {
+        **case,
+        "support": tuple(same(s) for s in case["support"]),
+        **{x: same(case[x]) for x in ("cue_fg", "cue_bg")},
+    }
+    point = jnp.zeros_like(case["cue_fg"])
+    if change == "another stroke":
+        case["cue_fg"] = point.at[:, :, 0, 3, 3].set(1).at[:, :, 1, 9, 9].set(1)
+        case["cue_bg"] = point
+    elif change == "another picture":
+        other = episode(k=2, seed=9)["support"]
+        mixed = [
+            jnp.concatenate(
+                [a[:, :, :1], 0.9 * a[:, :, :1] + 0.3 * b[:, :, :1]], axis=2
+            )
+            for a, b in zip(case["support"], other, strict=True)
+        ]
+        case["support"] = tuple(mixed)
+    else:
+        case["shot_valid"] = case["shot_valid"].at[:, :, 1].set(False)
+    np.testing.assert_array_equal(make(case).share[:, :, 0], 1.0)
+
+
+def test_no_shots_at_all():
+    case = episode(k=1)
+    none = {
+        "support": tuple(s[:, :, :0] for s in case["support"]),
+        **{x: case[x][:, :, :0] for x in ("cue_fg", "cue_bg", "shot_valid")},
+    }
+    priors = make(case, **none)
+    assert priors.maps.shape == (2, 1, 2, 4, 0, *GRID)
+    text = make(
+        case, **none, text=jnp.ones((2, 1, 3, 3)), text_valid=jnp.ones((2, 1), bool)
+    )
+    assert bool(text.text_valid.all()) and not text.text_reliability.any()
+
+
+def test_text_is_a_softmax_against_the_background():
+    joint, text, others = (
+        features(0, 2, 3, 4, 8),
+        features(1, 2, 1, 8),
+        features(2, 5, 8),
+    )
+    got = baft.text_foreground(
+        *(jnp.asarray(3 * x) for x in (joint, text, others)), temperature=TAU
+    )
+    for b, y, x in np.ndindex(2, 3, 4):
+        wanted = np.exp(joint[b, y, x] @ text[b, 0] / TAU)
+        rest = np.exp(others @ joint[b, y, x] / TAU).sum()
+        assert float(got[b, 0, y, x]) == pytest.approx(
+            wanted / (wanted + rest), rel=1e-4
+        )
+
+
+def test_text_makes_two_priors_as_reliable_as_the_shots():
+    case = episode(k=2)
+    text = jnp.asarray(np.random.default_rng(0).random((2, 1, 3, 3)), jnp.float32)
+    valid = jnp.array([[True], [False]])
+    got, without = make(case, text=text, text_valid=valid), make(case)
+    for field in ("maps", "valid", "reliability", "share"):
+        np.testing.assert_array_equal(getattr(got, field), getattr(without, field))
+    assert without.text_maps.shape == (2, 1, 0, *GRID)
+    assert got.text_maps.shape == (2, 1, len(baft.TEXT_OPERATORS), *GRID)
+    assert float(got.text_maps.max()) <= 1 and float(got.text_maps.min()) >= 0
+    np.testing.assert_array_equal(got.text_maps[1], 0)
+    np.testing.assert_array_equal(got.text_valid[:, 0], [[True] * 2, [False] * 2])
+    np.testing.assert_allclose(
+        got.text_reliability[0, 0], got.reliability[0].mean(), atol=1e-5
+    )
+    # S(T) by the last level's features, here on the text's own grid.
+    q = np.asarray(case["query"][1][0])
+    spread = slow_propagate(q, np.asarray(text[0, 0]))
+    spread = (spread - spread.min()) / (spread.max() - spread.min())
+    expected = jax.image.resize(spread, GRID, "linear")
+    np.testing.assert_allclose(got.text_maps[0, 0, 1], expected, atol=1e-5)
+
+
+def with_position(seed, content, code):
+    rng = np.random.default_rng(seed)
+    noise = 0.02 * rng.normal(size=(*code.shape[:2], content.shape[-1]))
+    return (content + code + noise).astype(np.float32)
+
+
+def test_position_debias_recovers_the_content():
+    """Content plus a louder code of the place: cells match by place until it goes."""
+    code = 3 * features(0, 6, 6, 3) @ features(1, 3, 32)
+    kinds = features(2, 4, 32)
+    rng = np.random.default_rng(3)
+    first, second = rng.integers(0, 4, (2, 6, 6))
+    q = with_position(4, kinds[first], code)
+    s = with_position(5, kinds[second], code)
+    blank = with_position(6, np.ones(32) * 0.1, code)
+
+    def hits(q, s):
+        best = np.argmax(unit(q).reshape(36, -1) @ unit(s).reshape(36, -1).T, axis=1)
+        return (second.reshape(-1)[best] == first.reshape(-1)).mean()
+
+    basis = baft.position_basis(jnp.asarray(blank), components=3)
+    assert basis.shape == (32, 3)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-5)
+    free = [np.asarray(baft.without_position(jnp.asarray(x), basis)) for x in (q, s)]
+    np.testing.assert_allclose(free[0] @ basis, 0, atol=1e-5)
+    assert hits(q, s) < 0.6 and hits(*free) > 0.95
+
+
+def test_a_blank_that_tells_no_position_removes_nothing():
+    flat = jnp.ones((4, 4, 8))
+    basis = baft.position_basis(flat, components=5)
+    f = jnp.asarray(features(0, 2, 4, 4, 8))
+    np.testing.assert_allclose(baft.without_position(f, basis), f, atol=1e-6)
+    # More components than an image has cells: what is there.
+    few = baft.position_basis(jnp.asarray(features(1, 2, 2, 8)), components=500)
+    assert few.shape == (8, 3)
+
+
 def test_the_class_is_found_where_it_is():
     """Query cells that look like the support's foreground score highest."""
     look, other = features(1, 16), features(2, 16)
@@ -274,3 +467,56 @@ def test_no_gradient_breaks_on_empty_cues():
         )
     )(case["support"])
     assert all(np.isfinite(x).all() for x in grad)
+
+
+def test_extent_counts_the_shots_that_tell_it():
+    """Hand-made: a mask of a quarter, a scribble that leaves most unknown, padding."""
+    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
+    bg = np.zeros_like(fg)
+    fg[0, 0, 0, :4, :4] = 1
+    bg[0, 0, 0] = 1 - fg[0, 0, 0]
+    fg[0, 0, 1, 0, 0] = 1  # everything else unknown
+    fg[0, 0, 2] = 1
+    for valid, expected in (
+        ((True, True, False), (np.log(0.25 + 1e-3) + 3, 1)),
+        ((False, True, False), (0, 0)),
+        ((True, False, True), (np.log(0.625 + 1e-3) + 3, 1)),
+        ((False, False, False), (0, 0)),
+    ):
+        shots = jnp.array(valid).reshape(1, 1, 3)
+        got = baft.extent(
+            jnp.asarray(fg), jnp.asarray(bg), shots, share=jnp.ones((1, 1, 3))
+        )
+        np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
+
+
+def test_extent_does_not_care_for_the_order_of_shots():
+    rng = np.random.default_rng(0)
+    fg = jnp.asarray(rng.random((2, 1, 4, 8, 8)) < 0.3, jnp.float32)
+    valid = jnp.array([[[1, 1, 0, 1]], [[1, 0, 1, 1]]], bool)
+    order = jnp.array([2, 0, 3, 1])
+    share = jnp.array([[[1, 0.5, 0.5, 1]]] * 2)
+    first = baft.extent(fg, 1 - fg, valid, share=share)
+    second = baft.extent(
+        fg[:, :, order],
+        1 - fg[:, :, order],
+        valid[:, :, order],
+        share=share[..., order],
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_extent_of_a_repeated_shot_counts_once():
+    rng = np.random.default_rng(0)
+    fg = jnp.asarray(rng.random((1, 1, 2, 8, 8)) < 0.3, jnp.float32)
+    thrice = fg[:, :, jnp.array([0, 0, 0, 1])]
+    np.testing.assert_allclose(
+        baft.extent(
+            thrice,
+            1 - thrice,
+            jnp.ones((1, 1, 4), bool),
+            share=jnp.array([[[1 / 3, 1 / 3, 1 / 3, 1]]]),
+        ),
+        baft.extent(fg, 1 - fg, jnp.ones((1, 1, 2), bool), share=jnp.ones((1, 1, 2))),
+        rtol=1e-5,
+    )

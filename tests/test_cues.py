@@ -1,4 +1,4 @@
-"""Cues: what each kind claims to know, on masks of every awkward shape."""
+"""Cues: what each kind and convention claims to know, on masks of every shape."""
 
 from __future__ import annotations
 
@@ -6,17 +6,32 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from scipy import ndimage
 
-from diffup_jax.data import cues
+from data_prep import cue_pictures
+from diffup_jax.data import cues, rasters
+from diffup_jax.data.cues import Conventions
 from diffup_jax.types import CUES, DiffUpError
 
 SIZE = 40
+STANDARD = Conventions("tight", "stroke")
+VARIANTS = {
+    "mask": ("mask", STANDARD),
+    "tight": ("box", STANDARD),
+    "component": ("box", Conventions("component", "stroke")),
+    "instance": ("box", Conventions("instance", "stroke")),
+    "stroke": ("scribble", STANDARD),
+    "skeleton": ("scribble", Conventions("tight", "skeleton")),
+    "point": ("point", STANDARD),
+}
 
 
 def shapes() -> dict[str, np.ndarray]:
     masks = {
         name: np.zeros((SIZE, SIZE), bool)
-        for name in ("pixel", "corner", "full", "ring", "line", "parts")
+        for name in ("pixel", "corner", "full", "ring", "line", "parts", "diagonal")
     }
     masks["pixel"][17, 23] = True
     masks["corner"][SIZE - 1, SIZE - 1] = True
@@ -25,86 +40,165 @@ def shapes() -> dict[str, np.ndarray]:
     masks["ring"][12:26, 12:26] = False
     masks["line"][:, 0] = True
     masks["parts"][2:5, 3:9] = masks["parts"][30:39, 20:22] = True
+    np.fill_diagonal(masks["diagonal"], True)
     return masks
 
 
-def generator(seed=0):
-    return np.random.default_rng(seed)
-
-
-@pytest.mark.parametrize("kind", cues.KINDS)
-@pytest.mark.parametrize("shape", list(shapes()))
-@pytest.mark.parametrize("seed", range(4))
-def test_laws_of_every_cue(kind, shape, seed):
-    mask = shapes()[shape]
-    ignore = np.zeros_like(mask)
-    ignore[3:12, :] = ~mask[3:12, :]
-    fg, bg = cues.make_cue(
-        kind, mask, generator=generator(seed), size=SIZE, ignore=ignore
+def make(name, mask, *, seed=0, ignore=None, instances=None):
+    kind, conventions = VARIANTS[name]
+    return cues.make_cue(
+        kind,
+        mask,
+        generator=np.random.default_rng(seed),
+        size=mask.shape[0],
+        ignore=ignore,
+        conventions=conventions,
+        instances=instances,
     )
+
+
+def check_laws(name, mask, fg, bg, ignore):
+    """What holds for every cue of a mask, given its known pixels."""
     assert fg.dtype == bg.dtype == np.float32
     assert set(np.unique(fg)) | set(np.unique(bg)) <= {0.0, 1.0}
-    assert (fg[mask] > 0).any(), "a cue is never empty"
+    assert (fg[mask & ~ignore] > 0).any(), "a cue is never empty"
     assert not (fg * bg).any(), "no pixel is both"
     assert not fg[ignore].any() and not bg[ignore].any(), "ignored pixels are unknown"
     assert not bg[mask].any(), "foreground is never called background"
-    if kind != "box":
+    if name not in ("tight", "component", "instance"):
         assert not fg[~mask].any(), "only a box may claim more than the mask"
+    if name in ("stroke", "skeleton", "point"):
+        assert not bg.any(), "a scribble says nothing about the background"
 
 
-def test_mask_and_box_know_every_pixel():
-    mask = shapes()["parts"]
-    fg, bg = cues.make_cue("mask", mask, generator=generator(), size=SIZE)
-    assert (fg == mask).all() and (bg == ~mask).all()
-    fg, bg = cues.make_cue("box", mask, generator=generator(), size=SIZE)
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("shape", list(shapes()))
+@pytest.mark.parametrize("seed", range(3))
+def test_laws_of_every_cue(name, shape, seed):
+    mask = shapes()[shape]
+    ignore = np.zeros_like(mask)
+    ignore[3:12, :] = ~mask[3:12, :]
+    fg, bg = make(name, mask, seed=seed, ignore=ignore)
+    check_laws(name, mask, fg, bg, ignore)
+
+
+def pixels(side: int) -> strategies.SearchStrategy:
+    """Masks of one side, from single pixels to noise to blocks."""
+    noise = arrays.arrays(bool, (side, side))
+    blocks = arrays.arrays(bool, (side // 4, side // 4)).map(
+        lambda small: np.kron(small, np.ones((4, 4), bool))
+    )
+    return strategies.one_of(noise, blocks).filter(np.any)
+
+
+@hypothesis.settings(deadline=None, max_examples=120)
+@hypothesis.given(
+    name=strategies.sampled_from(sorted(VARIANTS)),
+    mask=pixels(16),
+    ignore=pixels(16),
+    known=strategies.booleans(),
+    seed=strategies.integers(0, 99),
+)
+def test_laws_hold_for_any_mask(name, mask, ignore, known, seed):
+    ignore = ignore & ~mask if known else ignore
+    hypothesis.assume((mask & ~ignore).any())
+    fg, bg = make(name, mask, seed=seed, ignore=ignore)
+    check_laws(name, mask & ~ignore, fg, bg, ignore)
+    again = make(name, mask, seed=seed, ignore=ignore)
+    assert (fg == again[0]).all() and (bg == again[1]).all(), "the seed tells it all"
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(mask=pixels(16))
+def test_a_tight_box_touches_the_mask_on_all_sides(mask):
+    fg, bg = make("tight", mask)
+    rows, columns = np.nonzero(mask)
     box = np.zeros_like(mask)
-    box[2:39, 3:22] = True
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
     assert (fg == box).all() and (bg == ~box).all()
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(mask=pixels(16))
+def test_component_boxes_cover_the_mask_inside_the_tight_box(mask):
+    fg, bg = make("component", mask)
+    tight = make("tight", mask)[0]
+    assert (fg >= mask).all() and (fg <= tight).all() and (fg + bg == 1).all()
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    box = np.zeros_like(mask)
+    for number in range(1, count + 1):
+        rows, columns = np.nonzero(labels == number)
+        box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    assert (fg == box).all()
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(mask=pixels(16), numbers=arrays.arrays(np.uint16, (16, 16)))
+def test_an_instance_box_knows_the_largest_alone(mask, numbers):
+    numbers = np.where(mask, numbers % 4, 0).astype(np.uint16)
+    hypothesis.assume(numbers.any())
+    fg, bg = make("instance", mask, instances=numbers)
+    areas = [np.count_nonzero(numbers == n) for n in range(1, 4)]
+    largest = numbers == 1 + int(np.argmax(areas))
+    assert (fg == make("tight", largest)[0]).all()
+    every = np.zeros_like(fg)
+    for n in range(1, 4):
+        if areas[n - 1]:
+            every = np.maximum(every, make("tight", numbers == n)[0])
+    assert (bg == (1 - every) * ~mask).all()
+    assert not (fg + bg)[(every > 0) & (fg == 0)].any(), "the others are unknown"
+
+
+def test_two_instances_that_touch_are_two_boxes_only_when_told():
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[10:20, 5:30] = True
+    instances = mask.astype(np.uint16)
+    instances[10:20, 20:30] = 2
+    told = make("instance", mask, instances=instances * mask)[0]
+    alone = make("instance", mask)[0]
+    assert told.sum() == 150 and alone.sum() == 250
+
+
+def test_ignored_instances_do_not_count():
+    mask = shapes()["parts"]
+    instances = rasters.components(mask)
+    fg, bg = make("instance", mask, ignore=instances == 1, instances=instances)
+    assert fg.sum() == (instances == 2).sum()
+    assert not bg[instances > 0].any() and bg.any()
+
+
+def test_instances_that_resizing_lost_leave_the_mask_to_tell():
+    mask = shapes()["pixel"]
+    nothing = np.zeros((SIZE, SIZE), np.uint16)
+    fg, bg = make("instance", mask, instances=nothing)
+    assert (fg == mask).all() and (bg == ~mask).all()
+
+
+def test_a_mask_cue_knows_every_pixel():
+    mask = shapes()["parts"]
+    fg, bg = make("mask", mask)
+    assert (fg == mask).all() and (bg == ~mask).all()
 
 
 @pytest.mark.parametrize("pixels", [1, 5, 20, 300])
 def test_points_are_twenty_or_all(pixels):
     mask = np.zeros((SIZE, SIZE), bool)
     mask.flat[:pixels] = True
-    fg, bg = cues.make_cue("point", mask, generator=generator(), size=SIZE)
+    fg, bg = make("point", mask)
     assert fg.sum() == min(20, pixels) and not bg.any()
 
 
-def test_scribbles_are_thin_and_differ():
-    mask = np.ones((256, 256), bool)
-    drawn = [
-        cues.make_cue("scribble", mask, generator=generator(s), size=256)[0]
-        for s in range(40)
-    ]
-    cover = np.array([d.mean() for d in drawn])
-    assert (cover > 0).all() and cover.mean() < 0.3
-    assert len({d.tobytes() for d in drawn}) == 40
-    assert len(set(np.round(cover, 3))) > 20  # one stroke or many, thin or thick
-
-
-def test_scribble_scales_with_the_image():
-    cover = {}
-    for size in (128, 512):
-        mask = np.ones((size, size), bool)
-        cover[size] = np.mean(
-            [
-                cues.make_cue("scribble", mask, generator=generator(s), size=size)[0]
-                for s in range(30)
-            ]
-        )
-    assert 0.5 < cover[128] / cover[512] < 2  # thinnest brushes round up to one pixel
-
-
-@hypothesis.settings(deadline=None, max_examples=40)
-@hypothesis.given(
-    cells=strategies.sets(strategies.integers(0, 8 * 8 - 1), min_size=1),
-    seed=strategies.integers(0, 99),
-)
-def test_any_mask_gives_a_scribble_inside_it(cells, seed):
-    mask = np.zeros((8, 8), bool)
-    mask.flat[list(cells)] = True
-    fg, _ = cues.make_cue("scribble", mask, generator=generator(seed), size=8)
-    assert fg.any() and not fg[~mask].any()
+def test_a_text_marks_nothing_and_needs_no_mask():
+    fg, bg = cues.make_cue(
+        "text",
+        np.zeros((SIZE, SIZE), bool),
+        generator=np.random.default_rng(0),
+        size=SIZE,
+        ignore=None,
+        conventions=STANDARD,
+        instances=None,
+    )
+    assert fg.shape == bg.shape == (SIZE, SIZE) and not fg.any() and not bg.any()
 
 
 def test_generator_depends_on_its_three_facts_only():
@@ -116,14 +210,63 @@ def test_generator_depends_on_its_three_facts_only():
     assert first(0, "a", 1) == first(0, "a", 1)
 
 
+def test_mixtures_name_their_kinds_in_order():
+    assert cues.mixture("mask") == ("mask",)
+    assert cues.mixture("scribble+mask+point") == ("scribble", "mask", "point")
+    for wrong in ("", "mask+", "mask+text", "mask+mask", "boxes"):
+        with pytest.raises(DiffUpError, match="is unknown"):
+            cues.mixture(wrong)
+
+
 def test_mistakes_are_told():
     mask = shapes()["ring"]
     with pytest.raises(DiffUpError, match="no foreground pixel"):
-        cues.make_cue("mask", mask & False, generator=generator(), size=SIZE)
+        make("mask", mask & False)
     with pytest.raises(DiffUpError, match="no foreground pixel"):
-        cues.make_cue("box", mask, generator=generator(), size=SIZE, ignore=mask)
-    with pytest.raises(DiffUpError, match="no cue 'text'"):
-        cues.make_cue("text", mask, generator=generator(), size=SIZE)
+        make("tight", mask, ignore=mask)
+    with pytest.raises(DiffUpError, match="unknown box convention 'loose'"):
+        Conventions("loose", "stroke")
+    with pytest.raises(DiffUpError, match="unknown scribble convention"):
+        Conventions("tight", "line")
+    options = {"generator": np.random.default_rng(0), "ignore": None}
+    options |= {"conventions": STANDARD, "instances": None}
+    with pytest.raises(DiffUpError, match="no cue is called 'sketch'"):
+        cues.make_cue("sketch", mask, size=SIZE, **options)
     with pytest.raises(DiffUpError, match=r"expected \(41, 41\)"):
-        cues.make_cue("mask", mask, generator=generator(), size=41)
-    assert set(cues.KINDS) < set(CUES)
+        cues.make_cue("mask", mask, size=41, **options)
+    assert {*cues.KINDS, "text"} == set(CUES)
+
+
+def test_the_pictures_show_every_convention(tmp_path, capsys):
+    out = tmp_path / "deep" / "cues.png"
+    assert cue_pictures.main(["--out", str(out), "--scenes", "2"]) == 0
+    with Image.open(out) as page:
+        width, height = page.size
+    assert width % len(cue_pictures.VARIANTS) == 0 and height > width / 2
+    assert [path.name for path in out.parent.iterdir()] == ["cues.png"]
+    told = capsys.readouterr().out
+    assert all(f"| {name} |" in told for name, _, _ in cue_pictures.VARIANTS)
+    shown = {
+        (kind, getattr(conventions, kind, None))
+        for _, kind, conventions in cue_pictures.VARIANTS
+    }
+    boxes = {("box", name) for name in cues.BOXES}
+    lines = {("scribble", name) for name in cues.SCRIBBLES}
+    assert shown == {("mask", None), ("point", None), ("text", None)} | boxes | lines
+
+
+def test_what_is_measured_is_ordered_as_the_conventions_are():
+    marked = cue_pictures.measure(scenes=3, seed=1)
+    assert marked["mask"][:3] == (1, 1, 1)
+    assert marked["box tight"].mask == marked["box component"].mask == 1
+    assert marked["box tight"].inside <= marked["box component"].inside < 1
+    assert marked["box instance"].mask <= 1
+    for name in ("scribble stroke", "scribble skeleton", "point"):
+        assert 0 < marked[name].mask < 1 and marked[name].inside == 1
+        assert marked[name].background == 0
+    assert marked["text"].mask == 0 and np.isnan(marked["text"].inside)
+
+
+def test_the_pictures_refuse_another_format(tmp_path, capsys):
+    assert cue_pictures.main(["--out", str(tmp_path / "cues.jpg")]) == 2
+    assert ".png" in capsys.readouterr().err

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax import evaluation
+from diffup_jax import evaluation, metrics
+from diffup_jax.data import frames
+from diffup_jax.data.batches import EvaluationBatch, Truth
 from diffup_jax.evaluation import Setting
 from diffup_jax.types import DiffUpError, Episode
 
@@ -54,13 +56,23 @@ def _episodes(count, *, size=8):
     )
 
 
-def _batches(episodes, size):
-    """The last batch is padded by repeating its first episode, as a reader does."""
+def _batches(episodes, size, *, left_out=(), truths=None):
+    """The last batch is padded by repeating its first episode, as a reader does.
+
+    left_out: places of queries that count as empty.
+    """
     total = len(episodes.query)
     for start in range(0, total, size):
-        count = min(size, total - start)
-        places = start + np.where(np.arange(size) < count, np.arange(size), 0)
-        yield Episode(*(part[places] for part in episodes)), count
+        stretch = np.arange(start, min(start + size, total))
+        places = np.setdiff1d(stretch, left_out)
+        rows = np.resize(places, size) if len(places) else np.resize(stretch, size)
+        yield EvaluationBatch(
+            Episode(*(part[rows] for part in episodes)),
+            places,
+            () if truths is None else tuple(truths[place] for place in places),
+            len(stretch) - len(places),
+            (),
+        )
 
 
 @jax.jit
@@ -75,13 +87,14 @@ def _predict(keys, episode):
     return mean, maps
 
 
-def _evaluate(episodes, size):
+def _evaluate(episodes, size, *, frame="square", **arguments):
     return evaluation.evaluate(
         _predict,
         jax.random.key(0),
-        _batches(episodes, size),
+        _batches(episodes, size, **arguments),
         classes=(0, 4, 8),
         episodes=len(episodes.query),
+        frame=frame,
         seed=0,
         resamples=200,
     )
@@ -107,9 +120,7 @@ def test_each_episode_has_its_own_key_and_a_second_pass_repeats_the_first():
 
     def run(key):
         batches = _batches(_episodes(4), 2)
-        found = evaluation.predictions(
-            noise, jax.random.key(key), batches, numbers=range(4)
-        )
+        found = evaluation.predictions(noise, jax.random.key(key), batches)
         return [np.asarray(prob) for _, _, prob, _ in found]
 
     first, second = run(0)
@@ -126,11 +137,12 @@ def test_a_wrong_number_of_episodes_is_refused():
             batches,
             classes=(0, 4, 8),
             episodes=episodes,
+            frame="square",
             seed=0,
             resamples=10,
         )
 
-    with pytest.raises(DiffUpError, match="7 episodes were scored, expected 8"):
+    with pytest.raises(DiffUpError, match="7 episodes were scored, 0 .* expected 8"):
         run(_batches(_episodes(7), 3), 8)
     with pytest.raises(DiffUpError, match="at least 1"):
         run([], 0)
@@ -148,11 +160,53 @@ def test_a_broken_predict_is_refused():
     for predict, words in ((small, "of shape"), (silent, "'prior_variance'")):
         with pytest.raises(DiffUpError, match=words):
             batches = _batches(_episodes(2), 2)
-            next(
-                evaluation.predictions(
-                    predict, jax.random.key(0), batches, numbers=range(4)
-                )
-            )
+            next(evaluation.predictions(predict, jax.random.key(0), batches))
+
+
+def test_queries_left_out_change_no_other_episode_and_are_told():
+    episodes = _episodes(9)
+    whole = _evaluate(episodes, 4)
+    some = _evaluate(episodes, 4, left_out=[1, 4, 5, 6, 7])  # the second batch: all
+    assert some.places.tolist() == [0, 2, 3, 8] and some.empty == 5
+    np.testing.assert_array_equal(some.ious, whole.ious[[0, 2, 3, 8]])
+    row = evaluation.row(some, SETTING, names=NAMES)
+    assert row["episodes"] == 4 and row["skipped"] == {"empty": 5, "damaged": 0}
+    with pytest.raises(DiffUpError, match="0 episodes were scored, 9 empty"):
+        _evaluate(episodes, 4, left_out=range(9))
+
+
+@pytest.mark.parametrize("frame", frames.FRAMES)
+def test_scoring_at_own_sizes(frame):
+    """Against resizing each map alone and counting it alone, whatever the batches."""
+    episodes = _episodes(5)
+    random = np.random.default_rng(1)
+    truths = []
+    for _ in range(5):
+        h, w = random.integers(4, 30, 2)
+        valid = random.random((h, w)) < 0.8
+        truths.append(Truth((random.random((1, h, w)) < 0.4) & valid, valid))
+    three = _evaluate(episodes, 3, truths=truths, frame=frame)
+    one = _evaluate(episodes, 1, truths=truths, frame=frame)
+    jax.tree.map(np.testing.assert_array_equal, three[:3], one[:3])
+    prob = np.asarray(_predict(None, episodes)[0])
+    both = either = 0
+    for place, truth in enumerate(truths):
+        if episodes.class_id[place, 0] != 4:
+            continue
+        own = frames.leave(prob[place, 0], truth.valid.shape, frame=frame) > 0.5
+        both += np.count_nonzero(own & truth.masks[0] & truth.valid)
+        either += np.count_nonzero((own | truth.masks[0]) & truth.valid)
+    assert three.scores.per_class[1] == 100 * both / either
+    assert three.state.union.sum(axis=1).max() <= 2 * 30 * 30
+    # At the network's own size in a square frame both ways of counting agree.
+    own = [
+        Truth(mask > 0.5, valid)
+        for mask, valid in zip(episodes.query_mask, episodes.query_valid, strict=True)
+    ]
+    host = _evaluate(episodes, 3, truths=own)
+    device = _evaluate(episodes, 3)
+    jax.tree.map(np.testing.assert_array_equal, host[:3], device[:3])
+    assert isinstance(host.state, metrics.State)
 
 
 def test_results_file(tmp_path):

@@ -100,6 +100,108 @@ def test_equals_the_slow_computation(ways):
     assert scores.fb_iou == pytest.approx(fb_iou, rel=1e-14)
 
 
+def _slowest(episodes, classes):
+    """Section 4 of the protocols in integers and loops: mIoU, FB-IoU, IoU by class."""
+    both = {c: [0, 0] for c in classes}
+    either = {c: [0, 0] for c in classes}
+    for prob, masks, valid, class_ids in episodes:
+        ways, height, width = masks.shape
+        for y in range(height):
+            for x in range(width):
+                if not valid[y, x]:
+                    continue
+                # argmax over {background, way 1..n}, the first of equal ones.
+                best, label = 1 - max(prob[:, y, x]), 0
+                for way in range(ways):
+                    if prob[way, y, x] > best:
+                        best, label = prob[way, y, x], way + 1
+                for way, c in enumerate(class_ids):
+                    pred, truth = int(label == way + 1), int(masks[way, y, x])
+                    for b in (0, 1):
+                        both[c][b] += pred == truth == b
+                        either[c][b] += (
+                            (pred == b) + (truth == b) - (pred == truth == b)
+                        )
+    per_class = [100.0 * both[c][1] / max(either[c][1], 1) for c in classes]
+    sides = [
+        100.0 * sum(both[c][b] for c in classes) / max(
+            sum(either[c][b] for c in classes), 1)
+        for b in (0, 1)
+    ]  # fmt: skip
+    return per_class, np.array(per_class).mean(), np.array(sides).mean()
+
+
+@pytest.mark.parametrize("ways", [1, 2, 5])
+def test_equals_an_independent_computation_to_the_last_digit(ways):
+    """200 random episodes, of which many are empty, on the device and on the host.
+
+    Ignored pixels, classes absent from the query and from the whole run, empty masks
+    and empty predictions are among them; all maps are thirty-seconds, so that ties
+    between ways and with the background are common.
+    """
+    random = np.random.default_rng(ways)
+    classes = (2, 3, 5, 7, 11, 13, 17)
+    size, batch, episodes = (6, 7), 20, []
+    device, host = metrics.zero(classes), metrics.zero(classes)
+    for first in range(0, 200, batch):
+        shape = (batch, ways, *size)
+        scale = random.choice([0, 8, 32], (batch, ways, 1, 1))
+        prob = (random.integers(0, 33, shape) * scale / 1024).astype(np.float32)
+        share = random.choice([0, 0.2, 0.6], (batch, ways, 1, 1))
+        masks = random.random(shape) < share
+        valid = random.random((batch, *size)) < random.choice(
+            [0.0, 0.7, 1], (batch, 1, 1)
+        )
+        class_id = np.stack(
+            [random.choice(classes[:-1], ways, replace=False) for _ in range(batch)]
+        ).astype(np.int32)
+        names = ("prior_mean", "prior_variance", "uncertainty")
+        maps = {name: random.random(shape, np.float32) for name in names}
+        maps["prior_mean"][:, :, 0] = 0.5
+        _, _, episode = _batch(0, b=batch, n=ways)
+        episode = episode._replace(
+            query_mask=masks.astype(np.float32), query_valid=valid, class_id=class_id
+        )
+        counts = metrics.score(prob, maps, episode)
+        numbers = range(first, first + batch)
+        device = metrics.update(device, counts, numbers=numbers, class_id=class_id)
+        for i in range(batch):
+            episodes.append((prob[i], masks[i], valid[i], class_id[i].tolist()))
+            one = metrics.score_on_host(
+                prob[i], {n: m[i] for n, m in maps.items()}, masks[i], valid[i]
+            )
+            host = metrics.update(
+                host, one, numbers=[first + i], class_id=class_id[i : i + 1]
+            )
+    assert _same(device, host)
+    assert sum(not masks.any() for _, masks, _, _ in episodes) > 0
+    assert sum(not (prob > 0.5).any() for prob, _, _, _ in episodes) > 10
+    assert sum(not valid.any() for _, _, valid, _ in episodes) > 10
+    per_class, miou, fb_iou = _slowest(episodes, classes)
+    scores = metrics.compute(device)
+    assert scores.per_class.tolist() == per_class and scores.absent == (17,)
+    assert scores.miou == miou and scores.fb_iou == fb_iou
+
+
+def test_the_host_counts_as_the_device_does_at_every_edge():
+    for seed in range(4):
+        prob, maps, episode = _batch(seed, n=1 + seed % 3)
+        maps["prior_variance"][0, 0, 0, :4] = (0.0, -0.0, 2.0**-20, 1.0)
+        counts = metrics.score(prob, maps, episode)
+        for i in range(len(prob)):
+            one = metrics.score_on_host(
+                prob[i], {n: m[i] for n, m in maps.items()},
+                episode.query_mask[i] > 0.5, episode.query_valid[i],
+            )  # fmt: skip
+            assert _same(one, [np.asarray(part)[i : i + 1] for part in counts])
+    maps["uncertainty"][1, 0, 2, 2] = np.nan
+    one = metrics.score_on_host(
+        prob[1], {n: m[1] for n, m in maps.items()},
+        episode.query_mask[1] > 0.5, episode.query_valid[1],
+    )  # fmt: skip
+    assert not one.finite[0]
+
+
 def test_ignored_pixels_change_nothing():
     prob, maps, episode = _batch(0, ignored=0.5)
     other_prob, other_maps, other = _batch(1, ignored=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffup_jax.data import episodes, pipeline, rasters
+from diffup_jax.data import batches as making
+from diffup_jax.data import cues, episodes, pipeline, protocols, rasters
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.sources import fold_classes, open_source
 from diffup_jax.types import CUES, DiffUpError
@@ -19,6 +21,7 @@ from tests import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 32
+PLAIN = cues.Conventions(box="tight", scribble="stroke")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,11 @@ def training(source, **changes):
         "batch_size": 4,
         "image_size": SIZE,
         "max_shots": 3,
+        "ways": 1,
         "cues": ("mask", "box", "scribble", "point"),
+        "conventions": PLAIN,
         "augment": Augment(),
+        "on_error": "stop",
         "process_index": 0,
         "process_count": 1,
     } | changes
@@ -60,7 +66,7 @@ def same(one, other):
 
 
 def test_training_batch_keeps_the_contract(source):
-    batch = training(source, batch_size=8)[1]
+    batch = training(source, batch_size=8)[1].episode
     b, k = 8, 3
     shapes = [
         ((b, SIZE, SIZE, 3), np.uint8),
@@ -97,8 +103,9 @@ def test_training_batch_keeps_the_contract(source):
 def test_workers_change_nothing(source, monkeypatch):
     dataset = training(source)
     expected = collected(pipeline.iterate(dataset, workers=0))
-    assert same(expected, [dataset[i] for i in range(6)])
-    assert same(expected, collected(pipeline.iterate(dataset, workers=2)))
+    assert same(expected, [dataset[i].episode for i in range(6)])
+    for workers in (2, 4):
+        assert same(expected, collected(pipeline.iterate(dataset, workers=workers)))
     # Without shared memory the batches come through pipes.
     monkeypatch.setattr(pipeline, "_shared_memory", lambda: 0)
     assert same(expected, collected(pipeline.iterate(dataset, workers=1)))
@@ -121,7 +128,7 @@ def test_resume_is_exact_with_another_number_of_workers(source):
     again = pipeline.iterate(dataset, workers=0)
     next(again)
     again.set_state({"next": 0})
-    assert same([next(again)], [dataset[0]])
+    assert same([next(again)], [dataset[0].episode])
     again.close()
     with pytest.raises(DiffUpError, match="cannot resume"):
         again.set_state({"next": 7})
@@ -133,26 +140,28 @@ def test_processes_share_one_stream(source):
     for step in range(len(whole)):
         joined = [
             np.concatenate(leaves)
-            for leaves in zip(*(part[step] for part in parts), strict=True)
+            for leaves in zip(*(part[step].episode for part in parts), strict=True)
         ]
-        assert same([joined], [whole[step]])
-    assert not (parts[0][0].query == parts[1][0].query).all()
+        assert same([joined], [whole[step].episode])
+    first, second = (part[0].episode.query for part in parts)
+    assert not (first == second).all()
 
 
 def test_seed_changes_episodes(source):
-    assert not same([training(source)[0]], [training(source, seed=1)[0]])
-    assert same([training(source)[0]], [training(source)[0]])
+    first = training(source)[0].episode
+    assert not same([first], [training(source, seed=1)[0].episode])
+    assert same([first], [training(source)[0].episode])
 
 
 def test_without_augmentation_images_are_only_resized(source):
-    batch = training(source, augment=None, max_shots=1, cues=("mask",))[0]
+    batch = training(source, augment=None, max_shots=1, cues=("mask",))[0].episode
     draw = episodes.training_draw(
         source, fold_classes(source, 0, role="base"), shots=1, seed=0, index=2
     )
     assert (
         batch.query[2] == rasters.resize_image(source.image(draw.query), SIZE)
     ).all()
-    mask, ignore = source.mask(draw.supports[0], draw.class_id)
+    mask, ignore = source.mask(draw.supports[0][0], draw.class_ids[0])
     assert (batch.cue_fg[2, 0, 0] == rasters.resize_mask(mask, SIZE)).all()
     known = ~rasters.resize_mask(ignore, SIZE)
     assert ((batch.cue_fg + batch.cue_bg)[2, 0, 0] == known).all()
@@ -160,7 +169,9 @@ def test_without_augmentation_images_are_only_resized(source):
 
 def evaluation(source, draws, **changes):
     arguments = {
-        "cue": "scribble", "image_size": SIZE, "batch_size": 4, "seed": 0, "workers": 0,
+        "numbers": range(len(draws)), "cue": "scribble", "conventions": PLAIN,
+        "protocol": protocols.get("clean"), "image_size": SIZE, "batch_size": 4,
+        "seed": 0, "workers": 0, "on_error": "stop",
     } | changes  # fmt: skip
     return pipeline.evaluation_batches(source, draws, **arguments)
 
@@ -168,17 +179,23 @@ def evaluation(source, draws, **changes):
 def test_evaluation_walks_the_draws_once_and_pads(source):
     draws = episodes.clean_draws(source, (1, 2, 5), shots=2, count=10, seed=0)
     batches = list(evaluation(source, draws))
-    assert [count for _, count in batches] == [4, 4, 2]
-    assert all(batch.query.shape[0] == 4 for batch, _ in batches)
-    rows = [[leaf[r] for leaf in batch] for batch, n in batches for r in range(n)]
+    assert [batch.places.tolist() for batch in batches] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]
+    ]  # fmt: skip
+    assert all(batch.episode.query.shape[0] == 4 for batch in batches)
+    assert not any(batch.truths or batch.empty or batch.damaged for batch in batches)
+    rows = [
+        [leaf[r] for leaf in batch.episode]
+        for batch in batches
+        for r in range(len(batch.places))
+    ]
     for draw, row in zip(draws, rows, strict=True):
-        mask, ignore = source.mask(draw.query, draw.class_id)
+        mask, ignore = source.mask(draw.query, draw.class_ids[0])
         assert (row[0] == rasters.resize_image(source.image(draw.query), SIZE)).all()
         assert (row[1][0] == rasters.resize_mask(mask, SIZE)).all()
         assert (row[2] == ~rasters.resize_mask(ignore, SIZE)).all()
-        assert row[-1] == draw.class_id
-    last = batches[-1][0]
-    for leaf in last:
+        assert row[-1] == draw.class_ids
+    for leaf in batches[-1].episode:
         assert (leaf[2:] == leaf[1]).all()
 
 
@@ -187,16 +204,18 @@ def test_a_support_has_one_scribble_in_every_run(source):
     draws = episodes.clean_draws(source, (1, 2, 5), shots=2, count=9, seed=0)
     scribbles = {}
     for order, size, workers in ((1, 4, 0), (-1, 2, 1)):
-        for part, (batch, n) in enumerate(
-            evaluation(source, draws[::order], batch_size=size, workers=workers)
+        for batch in evaluation(
+            source, draws[::order], batch_size=size, workers=workers
         ):
-            for row in range(n):
-                draw = draws[::order][part * size + row]
-                for shot, name in enumerate(draw.supports):
-                    cue = batch.cue_fg[row, 0, shot].tobytes()
-                    assert scribbles.setdefault((name, draw.class_id), cue) == cue
-    other = next(evaluation(source, draws, seed=1))[0]
-    assert not (other.cue_fg == next(evaluation(source, draws))[0].cue_fg).all()
+            for row, place in enumerate(batch.places):
+                draw = draws[::order][place]
+                for shot, name in enumerate(draw.supports[0]):
+                    cue = batch.episode.cue_fg[row, 0, shot].tobytes()
+                    assert scribbles.setdefault((name, draw.class_ids), cue) == cue
+    one, other = (
+        next(evaluation(source, draws, seed=seed)).episode.cue_fg for seed in (0, 1)
+    )
+    assert not (one == other).all()
 
 
 def test_mistakes_are_told(source):
@@ -210,10 +229,225 @@ def test_mistakes_are_told(source):
     with pytest.raises(DiffUpError, match="cue 'text'"):
         evaluation(source, draws, cue="text")
     mixed = (*draws, *episodes.clean_draws(source, (1,), shots=2, count=1, seed=0))
-    with pytest.raises(DiffUpError, match=r"\[1, 2\] supports"):
+    with pytest.raises(DiffUpError, match=r"\[1\] ways and \[1, 2\] supports"):
         evaluation(source, mixed)
+    with pytest.raises(DiffUpError, match="7-way episodes over 6 classes"):
+        training(source, ways=7)
+    for make in (training, lambda s, **k: evaluation(s, draws, **k)):
+        with pytest.raises(DiffUpError, match="on_error is 'go on'"):
+            make(source, on_error="go on")
     with pytest.raises(DiffUpError, match="-1 data workers"):
         pipeline.iterate(training(source), workers=-1)
+
+
+def test_ways_of_a_training_episode(source):
+    batch = training(source, ways=3, max_shots=2, cues=("mask",))[0].episode
+    assert batch.query_mask.shape == (4, 3, SIZE, SIZE)
+    assert batch.support.shape == (4, 3, 2, SIZE, SIZE, 3)
+    assert all(len(set(row)) == 3 for row in batch.class_id.tolist())
+    assert batch.query_mask[:, 0].any((1, 2)).all()
+    # All ways of an episode have equally many supports, each with its own class.
+    assert (batch.shot_valid == batch.shot_valid[:, :1]).all()
+    assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
+    # Way 0 does not depend on the number of ways.
+    assert (batch.class_id[:, :1] == training(source)[0].episode.class_id).all()
+    # Without augmentation each query mask is that of its way's class, or empty.
+    plain = training(source, ways=3, max_shots=1, cues=("mask",), augment=None)
+    classes = fold_classes(source, 0, role="base")
+    batch, absent = plain[0].episode, 0
+    for row in range(4):
+        draw = episodes.training_draw(
+            source, classes, ways=3, shots=1, seed=0, index=row
+        )
+        assert tuple(batch.class_id[row]) == draw.class_ids
+        ignore = rasters.resize_mask(source.mask(draw.query, 0)[1], SIZE)
+        for way, class_id in enumerate(draw.class_ids):
+            mask = rasters.resize_mask(source.mask(draw.query, class_id)[0], SIZE)
+            assert (batch.query_mask[row, way] == (mask & ~ignore)).all()
+            absent += not mask.any()
+    assert absent > 0
+
+
+def test_ways_and_mixtures_of_an_evaluation(source):
+    draws = episodes.clean_draws(source, (1, 2, 5), shots=2, count=6, seed=0, ways=2)
+    for batch in evaluation(source, draws, cue="mask+scribble"):
+        kinds = batch.episode.cue_kind
+        assert kinds.shape == (4, 2, 2)
+        assert (kinds == [CUES.index("mask"), CUES.index("scribble")]).all()
+        full = (batch.episode.cue_fg + batch.episode.cue_bg).mean((-2, -1))
+        assert (full[..., 0] > 0.9).all() and (full[..., 1] < 0.5).all()
+        for row, place in enumerate(batch.places):
+            draw = draws[place]
+            assert tuple(batch.episode.class_id[row]) == draw.class_ids
+            for way, class_id in enumerate(draw.class_ids):
+                mask = source.mask(draw.query, class_id)[0]
+                expected = rasters.resize_mask(mask, SIZE)
+                assert (batch.episode.query_mask[row, way] == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "in_query", "in_support"),
+    [("clean", 0, 0), ("hsnet", 0, 1), ("denet", 1, 1)],
+)
+def test_who_ignores_what_is_the_protocols(source, name, in_query, in_support):
+    """The first column of every picture has the label 255."""
+    draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
+    arguments = {"cue": "mask", "protocol": protocols.get(name)}
+    batch = next(evaluation(source, draws, **arguments)).episode
+    assert (batch.query_valid[:, :, 0] == in_query).all()
+    assert batch.query_valid[:, :, 1:].all()
+    assert (batch.cue_bg[:, 0, 0, :, 0] == in_support).all()
+
+
+def test_scored_at_the_querys_own_size(source):
+    draws = episodes.clean_draws(source, (1, 2), shots=1, count=6, seed=0)
+    rule = protocols.get("original")
+    for batch in evaluation(source, draws, protocol=rule):
+        assert len(batch.truths) == len(batch.places)
+        for place, truth in zip(batch.places, batch.truths, strict=True):
+            mask, ignore = source.mask(draws[place].query, draws[place].class_ids[0])
+            assert (truth.masks == (mask & ~ignore)).all() and truth.masks.ndim == 3
+            assert (truth.valid == ~ignore).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """A source in which some masks have one pixel, which no resizing keeps."""
+
+    inner: object
+    tiny: frozenset
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def mask(self, image_id, class_id):
+        mask, ignore = self.inner.mask(image_id, class_id)
+        if image_id in self.tiny:
+            one = np.zeros_like(mask)
+            one[-1, -1] = True
+            return one, ignore & ~one
+        return mask, ignore
+
+
+def test_empty_queries_are_left_out_where_the_protocol_says_so(source):
+    draws = episodes.clean_draws(source, (1, 2, 5), shots=1, count=9, seed=0)
+    gone = {draws[2].query, draws[3].query, draws[8].query}
+    places = [i for i, draw in enumerate(draws) if draw.query not in gone]
+    hidden = Hidden(source, frozenset(gone))
+    kept = list(evaluation(hidden, draws, protocol=protocols.get("denet")))
+    assert [p for batch in kept for p in batch.places] == places
+    assert sum(batch.empty for batch in kept) == 9 - len(places) >= 3
+    everything = list(evaluation(hidden, draws))
+    assert sum(len(batch.places) for batch in everything) == 9
+
+
+def broken_copy(tmp_path, damage):
+    """A source whose file `damage` chose after it was opened is cut short."""
+    root = datasets.write_label_maps(tmp_path, train=32)
+    source = open_source(
+        "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
+    )
+    names = damage(source)
+    for name in names:
+        (path,) = (root / "images").glob(f"{name}.*")
+        path.write_bytes(path.read_bytes()[:200])
+    return source, names
+
+
+def test_damaged_training_images_are_replaced_and_counted(tmp_path):
+    """The replacement is a function of (seed, index): workers change nothing."""
+
+    def first_queries(source):
+        classes = fold_classes(source, 0, role="base")
+        return {
+            episodes.training_draw(source, classes, shots=1, seed=0, index=i).query
+            for i in (1, 6)
+        }
+
+    source, names = broken_copy(tmp_path, first_queries)
+    with pytest.raises(DiffUpError, match=r"cannot read .*picture\d+"):
+        collected(pipeline.iterate(training(source), workers=0))
+    dataset = training(source, on_error="skip")
+    counts, seen = [], []
+    for workers in (0, 2):
+        batches = pipeline.iterate(dataset, workers=workers)
+        seen.append(collected(batches))
+        counts.append(batches.damaged)
+    assert same(*seen) and counts[0] == counts[1]
+    assert counts[0].total() >= 2 and len(counts[0]) == len(names)
+    assert all(any(name in message for name in names) for message in counts[0])
+    # Whole episodes took their places; the others are untouched.
+    intact = open_source(
+        "label_map",
+        root=str(datasets.write_label_maps(tmp_path / "again", train=32)),
+        split="train", min_area=0.0, crowd="hsnet",
+    )  # fmt: skip
+    expected = collected(pipeline.iterate(training(intact), workers=0))
+    rows = [
+        all((a[r] == b[r]).all() for a, b in zip(one, other, strict=True))
+        for one, other in zip(seen[0], expected, strict=True)
+        for r in range(4)
+    ]
+    assert not rows[1] and not rows[6]
+    assert rows.count(False) == counts[0].total()
+    for batch in seen[0]:
+        assert batch[8].any((1, 2)).all() and batch[1].any((1, 2, 3)).all()
+
+
+def test_data_without_one_whole_episode_end_the_run(tmp_path):
+    source, _ = broken_copy(tmp_path, lambda s: {i for c in range(8) for i in
+                                                 s.image_ids(c)})  # fmt: skip
+    with pytest.raises(DiffUpError, match=r"20 training episodes .*cannot read"):
+        training(source, on_error="skip")[0]
+
+
+def test_damaged_evaluation_episodes_are_left_out_and_counted(tmp_path):
+    source, names = broken_copy(tmp_path, lambda s: set(s.image_ids(2)[:1]))
+    draws = episodes.clean_draws(source, (1, 2, 5), shots=1, count=30, seed=0)
+    hit = [bool(names & {d.query, *d.supports[0]}) for d in draws]
+    assert 0 < sum(hit) < 20
+    with pytest.raises(DiffUpError, match="cannot read"):
+        list(evaluation(source, draws))
+    batches = list(evaluation(source, draws, on_error="skip", batch_size=3))
+    assert [p for b in batches for p in b.places] == [
+        i for i, broken in enumerate(hit) if not broken
+    ]
+    messages = [message for b in batches for message in b.damaged]
+    assert len(messages) == sum(hit)
+    assert all(name in message for name in names for message in messages)
+
+
+def test_an_absent_class_is_an_error_only_where_it_must_be_there(source):
+    draw = episodes.clean_draws(source, (1,), shots=1, count=1, seed=0)[0]
+    other = next(i for i in source.image_ids(4) if i not in source.image_ids(1))
+    for wrong in (draw._replace(query=other), draw._replace(supports=((other,),))):
+        with pytest.raises(DiffUpError, match=f"{other} has no pixel of class 1"):
+            next(evaluation(source, [wrong]))
+    two = episodes.Draw((1, 4), draw.query, (draw.supports[0], (other,)))
+    batch = next(evaluation(source, [two])).episode
+    assert batch.query_mask[0, 0].any()
+    assert batch.query_mask[0, 1].any() == (draw.query in source.image_ids(4))
+
+
+def test_boxes_by_convention_reach_the_batches(source):
+    draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
+    for box in cues.BOXES:
+        rule = cues.Conventions(box=box, scribble="stroke")
+        batch = next(evaluation(source, draws, cue="box", conventions=rule)).episode
+        tight = next(evaluation(source, draws, cue="box")).episode
+        # One rectangle per class and picture: all conventions agree.
+        assert (batch.cue_fg == tight.cue_fg).all() and tight.cue_fg.any()
+    rule = cues.Conventions(box="instance", scribble="skeleton")
+    batch = training(source, cues=("box", "scribble"), conventions=rule)[0].episode
+    assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
+
+
+def test_a_blank_batch_has_every_field_of_a_made_one(source):
+    made = training(source, ways=2, max_shots=2)[0].episode
+    empty = making.blank(4, 2, SIZE, ways=2)
+    for one, other in zip(empty, made, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert not one.any()
 
 
 def test_a_worker_tells_the_broken_file(tmp_path):
@@ -229,30 +463,51 @@ def test_a_worker_tells_the_broken_file(tmp_path):
     batches.close()
 
 
-def test_workers_leave_no_shared_memory(tmp_path):
+LEAKING = """
+import pathlib, sys
+if __name__ == "__main__":
+    from diffup_jax.data import cues, pipeline, sources
+    from diffup_jax.types import DiffUpError
+
+    source = sources.open_source(
+        "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
+    )
+    dataset = pipeline.training_dataset(
+        source, (0, 1), seed=0, steps=6, batch_size=1, image_size=16, max_shots=1,
+        ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke"),
+        augment=None, on_error="stop", process_index=0, process_count=1,
+    )
+    if sys.argv[2] == "error":
+        path = pathlib.Path(source.images[sys.argv[3]])
+        path.write_bytes(path.read_bytes()[:200])
+    batches = pipeline.iterate(dataset, workers=2)
+    try:
+        for step in range(6):
+            batch = next(batches)
+    except DiffUpError as error:  # its traceback holds the workers' arrays
+        batches.close()
+        sys.exit(5)
+    batches.close()
+"""
+
+
+@pytest.mark.parametrize("end", ["whole", "error"])
+def test_workers_leave_no_shared_memory(tmp_path, end):
     """Told by Python at exit, so it takes a process; it even keeps the last batch."""
     root = datasets.write_label_maps(tmp_path)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "if __name__ == '__main__':\n"
-        "    from diffup_jax.data import pipeline, sources\n"
-        "    s = sources.open_source('label_map', root=sys.argv[1], split='train',"
-        " min_area=0.0, crowd='hsnet')\n"
-        "    d = pipeline.training_dataset(s, (0, 1), seed=0, steps=6, batch_size=1,"
-        " image_size=16, max_shots=1, cues=('mask',), augment=None,"
-        " process_index=0, process_count=1)\n"
-        "    batches = pipeline.iterate(d, workers=2)\n"
-        "    for step in range(6):\n"
-        "        batch = next(batches)\n"
-        "    batches.close()\n"
+    source = open_source(
+        "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
     )
+    damaged = episodes.training_draw(source, (0, 1), shots=1, seed=0, index=3).query
+    script = tmp_path / "script.py"
+    script.write_text(LEAKING)
     done = subprocess.run(
-        [sys.executable, str(script), str(root)],
+        [sys.executable, str(script), str(root), end, damaged],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == (5 if end == "error" else 0), done.stderr
+    assert not done.stderr, done.stderr
 
 
 def test_making_batches_starts_no_jax_device(tmp_path):
@@ -265,7 +520,8 @@ def test_making_batches_starts_no_jax_device(tmp_path):
         "s = sources.open_source('label_map', root=sys.argv[1], split='train',"
         " min_area=0.0, crowd='hsnet')\n"
         "d = pipeline.training_dataset(s, (0, 1), seed=0, steps=1, batch_size=1,"
-        " image_size=16, max_shots=1, cues=('mask',), augment=None,"
+        " image_size=16, max_shots=1, ways=1, cues=('mask',), augment=None,"
+        " conventions=cues.Conventions('tight', 'stroke'), on_error='stop',"
         " process_index=0, process_count=1)\n"
         "next(pipeline.iterate(d, workers=0))\n"
         "bridge = sys.modules.get('jax._src.xla_bridge')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from configs import common
 from diffup_jax import settings as setup
+from diffup_jax.data import benchmarks, cues
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -59,7 +61,20 @@ def test_unknown_and_missing_keys_are_named_together():
         ("train", "cues", ("text",), "expected some of mask, box"),
         ("train", "learning_rate", float("nan"), "got nan, expected more than 0"),
         ("train", "ema_decay", 1.0, r"expected a number in \[0, 1\)"),
-        ("eval", "protocol", "pfenet", r"expected \('hsnet', 'clean'\)"),
+        ("eval", "protocol", "voc", r"expected \('hsnet', 'original', 'pfenet', "),
+        ("eval", "ways", 2, "expected 1 to 1, the ways of protocol hsnet"),
+        ("eval", "ways", 0, "got 0, expected 1 to 1"),
+        ("train", "ways", 6, "got 6, expected 1 to 5"),
+        ("eval", "episodes", -1, "got -1, expected at least 0"),
+        ("eval", "cues", ("mask+",), r"got 'mask\+', expected one of mask, box"),
+        ("eval", "cues", ("box+box",), r"got 'box\+box', expected one of mask"),
+        ("eval", "cues", ("mask+box",), "a shot for each of its kinds; .* has 1"),
+        ("eval", "cues", (), "expected some of mask, box"),
+        ("data", "source", "imagenet", r"expected \('coco', 'voc', "),
+        ("data", "box", "loose", r"expected \('tight', 'component', 'instance'\)"),
+        ("data", "scribble", "line", r"expected \('stroke', 'skeleton'\)"),
+        ("data", "crowd", "no", r"expected \('hsnet', 'ignore'\)"),
+        ("data", "on_error", "go on", r"expected \('stop', 'skip'\)"),
         ("eval", "shots", (), "expected numbers of at least 1"),
         ("decoder", "size", "XL", r"got 'XL', expected \('S', 'B', 'L'\)"),
         ("data", "val_fraction", 0.0, "expected a share between 0 and 1"),
@@ -71,6 +86,42 @@ def test_a_value_that_cannot_be_is_named(section, key, value, words):
     config[section][key] = value
     with pytest.raises(DiffUpError, match=rf"config\.{section}\.{key}: .*{words}"):
         setup.from_config(config)
+
+
+def test_a_mixture_with_shots_for_its_kinds_and_several_ways_are_fine():
+    config = common.get_config()
+    config.eval.cues = ("mask+scribble", "box+point+mask")
+    config.eval.shots = (3, 5)
+    config.eval.protocol = "clean"
+    config.eval.ways = 5
+    settings = setup.from_config(config)
+    assert settings.eval.cues == ("mask+scribble", "box+point+mask")
+    config.eval.shots = (2, 5)
+    assert "'box+point+mask'" in refused(config) and refused(config).count("\n") == 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_names_a_split_and_fold_its_benchmark_knows(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    row = benchmarks.BENCHMARKS[config.data.source]
+    if row.folds is not None:
+        assert 0 <= config.data.fold < row.folds
+    settings = setup.from_config(config)
+    assert setup.conventions(settings) == cues.Conventions("tight", "stroke")
+    with pytest.raises(DiffUpError, match="data root .* Expected layout"):
+        missing = dataclasses.replace(settings.data, root="absent", test_root="")
+        setup.open_split(dataclasses.replace(settings, data=missing), "test", shots=1)
+
+
+def test_folds_and_folders_of_the_configs_with_an_argument():
+    for name in ("lvis92i", "paco_part", "pascal_part", "coco_to_pascal"):
+        module = importlib.import_module(f"configs.{name}")
+        assert module.get_config("2").data.fold == 2
+    folder = importlib.import_module("configs.folder")
+    assert folder.get_config("mine").data.root == "mine"
+    for fold in range(4):
+        module = importlib.import_module(f"configs.pascal_fold{fold}")
+        assert module.get_config().data.fold == fold
 
 
 def test_words_of_the_command_line():

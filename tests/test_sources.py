@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import coco as coco_reader
-from diffup_jax.data import rasters
+from diffup_jax.data import coco_index, rasters
 from diffup_jax.data.sources import (
+    boxes,
     classes_with_images,
     fold_classes,
     hold_out,
@@ -124,7 +124,9 @@ def test_run_lengths_are_decoded_exactly(density):
     mask = generator.random((211, 173)) < density
     mask[50:150, 20:90] = density < 0.5
     runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    assert (coco_reader._decode(runs) == mask).all()
+    lengths = coco_index.run_lengths(runs["counts"])
+    values = np.arange(len(lengths)) % 2 == 1
+    assert (mask == np.repeat(values, lengths).reshape(173, 211).T).all()
 
 
 def test_min_area_is_a_fraction_of_the_image(crowded):
@@ -185,6 +187,17 @@ def test_hold_out_splits_images_once_and_for_all(tmp_path):
         assert set(again) == set(held.image_ids(c)) & set(fewer.image_ids(c))
     first = held.image_ids(0)[0]
     assert (held.mask(first, 0)[0] == source.mask(first, 0)[0]).all()
+    assert (held.instances(first, 0) == source.instances(first, 0)).all()
+
+
+def test_objects_of_one_photograph_stay_on_one_side(tmp_path):
+    source = label_map(datasets.write_label_maps(tmp_path))
+    cut = tuple(f"photo{i}#{j}" for i in range(40) for j in range(3))
+    source = dataclasses.replace(source, by_class=(cut,) * 8)
+    for view in hold_out(source, 0.4):
+        kept = view.image_ids(0)
+        assert 0 < len(kept) < 120 and len(kept) % 3 == 0
+        assert len({i.split("#")[0] for i in kept}) * 3 == len(kept)
 
 
 def test_environment_variable_in_root(tmp_path, monkeypatch):
@@ -202,9 +215,11 @@ def test_environment_variable_in_root(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "voc"}, "unknown data kind 'voc'"),
+        ({"kind": "imagenet"}, "unknown data kind 'imagenet'"),
         ({"min_area": 1.0}, "min_area is 1.0"),
         ({"crowd": "both"}, "crowd rule 'both'"),
+        ({"overlap": "both"}, "overlap rule 'both'"),
+        ({"shots": 0}, "0 shots"),
         ({"split": "test2014"}, r"instances_test2014.json is missing.*val2014"),
     ],
 )
@@ -256,9 +271,51 @@ def test_other_pixels_than_annotated_are_told(tmp_path):
         source.image(first)
 
 
-def test_empty_masks_are_told(crowded):
-    with pytest.raises(DiffUpError, match=r"000000000001 has no pixel of class 1"):
-        coco(crowded).mask("COCO_val2014_000000000001", 1)
+@pytest.mark.parametrize("kind", ["coco", "label_map"])
+def test_an_absent_class_has_an_empty_mask(tmp_path, kind):
+    """N-way queries need not contain their other ways."""
+    if kind == "coco":
+        source = coco(datasets.write_coco(tmp_path))
+    else:
+        source = label_map(datasets.write_label_maps(tmp_path))
+    for view in (source, hold_out(source, 0.5)[0]):
+        image_id = source.image_ids(0)[0]
+        mask, ignore = view.mask(image_id, 4)  # image i has the classes i and i + 1
+        assert mask.shape == ignore.shape == datasets.SIZE and not mask.any()
+        assert not view.instances(image_id, 4).any()
+        assert boxes(view, image_id, 4).shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", ["coco", "label_map"])
+def test_boxes_are_tight_and_instances_fill_the_mask(tmp_path, kind):
+    if kind == "coco":
+        source = coco(datasets.write_coco(tmp_path))
+    else:
+        source = label_map(datasets.write_label_maps(tmp_path))
+    for class_id in range(8):
+        image_id = source.image_ids(class_id)[0]
+        mask, _ = source.mask(image_id, class_id)
+        instances = source.instances(image_id, class_id)
+        assert instances.dtype == np.uint16
+        assert ((instances > 0) == mask).all()
+        rows, columns = np.nonzero(mask)
+        tight = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+        assert boxes(source, image_id, class_id).tolist() == [list(tight)]
+
+
+def test_instances_come_largest_first(crowded):
+    source = coco(crowded)
+    image_id = source.image_ids(0)[0]
+    instances = source.instances(image_id, 0)
+    counts = np.bincount(instances.ravel())[1:]
+    assert len(counts) == 2 and counts[0] >= counts[1]
+    found = boxes(source, image_id, 0)
+    assert found.dtype == np.int64
+    for number, (y0, x0, y1, x1) in enumerate(found.tolist(), 1):
+        inside = instances[y0:y1, x0:x1] == number
+        assert inside.sum() == counts[number - 1]
+        for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+            assert edge.any()
 
 
 def test_a_region_between_pixels_does_not_count(crowded):
@@ -273,8 +330,6 @@ def test_label_map_mistakes_are_told(tmp_path):
     root = datasets.write_label_maps(tmp_path)
     with pytest.raises(DiffUpError, match=r"val.txt is missing.*'test', 'train'"):
         label_map(root, split="val")
-    with pytest.raises(DiffUpError, match="no pixel of class 5"):
-        label_map(root).mask("picture000", 5)
     (root / "masks" / "picture003.png").rename(root / "kept.png")
     with pytest.raises(DiffUpError, match=r"1 of 24.*no mask.*picture003"):
         label_map(root)

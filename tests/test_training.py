@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from diffup_jax import checkpoint, training
 from diffup_jax import settings as setup
-from diffup_jax.data import episodes, pipeline, sources
+from diffup_jax.data import batches, episodes, pipeline, sources
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -46,9 +46,9 @@ def test_one_device_and_two_give_the_same_update(config):
     """
     settings = setup.from_config(config)
     method = setup.make_method(settings, setup.make_backbone(settings))
-    source = setup.open_split(settings, "train")
+    source = setup.open_split(settings, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
-    batches = training.training_batches(settings, source, base)
+    dataset = training.training_batches(settings, source, base)
     tx = training.optimiser(settings.train)
     decay, seed = settings.train.ema_decay, settings.seed
 
@@ -60,7 +60,7 @@ def test_one_device_and_two_give_the_same_update(config):
         step = training.make_step(method, tx, mesh, ema_decay=decay, seed=seed)
         history = []
         for index in range(4):
-            episode = training.place(batches[index], mesh)
+            episode = training.place(dataset[index].episode, mesh)
             assert len(episode.query.sharding.device_set) == devices
             state, metrics = step(state, frozen, episode)
             history.append(jax.tree.map(np.asarray, (state, metrics)))
@@ -142,7 +142,7 @@ def test_parameters_that_overflow_are_seen(config):
     state = training.TrainState(jnp.zeros((), int), params, params, tx.init(params))
     state = jax.tree.map(jnp.copy, state)
     step = training.make_step(Steep(), tx, mesh, ema_decay=0.9, seed=0)
-    episode = training.place(pipeline.blank(1, 1, 8), mesh)
+    episode = training.place(batches.blank(1, 1, 8), mesh)
     _, metrics = step(state, {}, episode)
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["param_norm"])
 
@@ -234,7 +234,7 @@ def test_held_out_images_never_train(config, tmp_path, blank, monkeypatch):
 
     source, classes = seen["train"]
     held_out, draws = seen["validate"]
-    images = lambda draw: {draw.query, *draw.supports}  # noqa: E731
+    images = lambda draw: {draw.query, *draw.supports[0]}  # noqa: E731
     trained = set.union(
         *(
             images(episodes.training_draw(source, classes, shots=1, seed=0, index=i))
@@ -246,26 +246,28 @@ def test_held_out_images_never_train(config, tmp_path, blank, monkeypatch):
     assert len(trained) > 15 and len(validated) > 5
     assert validated <= every and not trained & every
     novel = {c for c, fold in enumerate(source.class_folds) if fold == 0}
-    assert not novel & set(classes) and not novel & {draw.class_id for draw in draws}
+    assert not novel & set(classes) and not novel & {
+        draw.class_ids[0] for draw in draws
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
-    tmp_path, blank, workers
+    tmp_path, blank, workers, capsys, monkeypatch
 ):
     root = datasets.write_label_maps(tmp_path / "data", train=40)
     config = runs.get_config(str(root))
     config.data.workers = workers
     config.train.checkpoint_every = 1
     settings = setup.from_config(config)
-    source = setup.open_split(settings, "train")
+    source = setup.open_split(settings, "train", shots=1)
     kept, _ = sources.hold_out(source, settings.data.val_fraction)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     shown = [
         episodes.training_draw(kept, base, shots=1, seed=0, index=i)
         for i in range(2 * runs.STEPS)
     ]
-    early = {i for draw in shown[:8] for i in (draw.query, *draw.supports)}
+    early = {i for draw in shown[:8] for i in (draw.query, *draw.supports[0])}
     broken = next(draw.query for draw in shown[8:] if draw.query not in early)
     (path,) = (root / "images").glob(f"{broken}.*")
     path.write_bytes(path.read_bytes()[:-300])
@@ -275,6 +277,18 @@ def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
         training.train(config, str(work))
     assert checkpoint.latest_step(str(work)) >= 4
     assert not multiprocessing.active_children()
+
+    # The very run may go on without the image, aloud.
+    config.data.on_error = "skip"
+    score = {"val_miou": 1.0, "val_prior_miou": 1.0}
+    monkeypatch.setattr(training, "_validate", lambda *arguments: score)
+    capsys.readouterr()
+    state = training.train(config, str(work))
+    told = capsys.readouterr()
+    assert state.step == runs.STEPS and not multiprocessing.active_children()
+    assert (told.out + told.err).count("another episode takes its place") == 1
+    assert broken in told.out + told.err
+    assert "training episodes replaced, damaged: 1" in told.out
 
 
 def test_what_cannot_be_trained_is_told(config, tmp_path):

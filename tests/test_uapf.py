@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from diffup_jax import uapf
 
 
-def fuse(maps, valid, reliability, floor=0.01):
+def fuse(maps, valid, reliability, floor=0.01, share=None):
+    share = np.ones(np.shape(valid)) if share is None else share
     return uapf.fuse(
         jnp.asarray(maps, jnp.float32),
         jnp.asarray(valid),
         reliability=jnp.asarray(reliability, jnp.float32),
+        share=jnp.asarray(share, jnp.float32),
         temperature=0.1,
         floor=jnp.full(np.shape(maps)[:2], floor),
     )
@@ -66,13 +68,50 @@ def test_against_a_plain_sum(seed):
         np.testing.assert_allclose(variance[b, 0], np.minimum(var, 0.25), atol=1e-5)
 
 
-def test_equal_priors_leave_only_the_floor():
-    maps = np.repeat(np.random.default_rng(0).random((1, 1, 1, 4, 4)), 6, axis=2)
-    mean, variance = fuse(
-        maps, np.ones((1, 1, 6), bool), np.linspace(-1, 1, 6)[None, None]
-    )
-    np.testing.assert_allclose(mean[0, 0], maps[0, 0, 0], atol=1e-6)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_copies_at_a_part_of_the_share_are_one_prior(seed):
+    maps, valid, r = case(seed)
+    copied = [np.repeat(x, [3, 1, 1, 1, 1], axis=2) for x in (maps, valid, r)]
+    share = np.broadcast_to([1 / 3] * 3 + [1] * 4, copied[1].shape)
+    for got, expected in zip(
+        fuse(*copied, share=share), fuse(maps, valid, r), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_equal_priors_leave_only_the_floor(seed):
+    one, valid, r = case(seed)
+    maps = np.repeat(one[:, :, :1], one.shape[2], axis=2)
+    mean, variance = fuse(maps, valid, r)
+    np.testing.assert_allclose(mean, maps[:, :, 0], atol=1e-6)
     np.testing.assert_allclose(variance, 0.01, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_weights_are_a_mean_or_nothing(seed):
+    """Finite, not negative, of sum 1 with a valid prior and 0 without."""
+    _, valid, r = case(seed)
+    valid[1] = False
+    weights = uapf.fusion_weights(
+        jnp.asarray(valid),
+        jnp.asarray(1e3 * r, jnp.float32),
+        share=jnp.ones(valid.shape),
+        temperature=0.01,
+    )
+    assert np.isfinite(weights).all() and float(weights.min()) >= 0
+    np.testing.assert_allclose(weights.sum(axis=2)[:, 0], [1, 0], atol=1e-5)
+
+
+def test_no_priors_at_all():
+    mean, variance = fuse(
+        np.zeros((1, 2, 0, 3, 3)), np.zeros((1, 2, 0), bool), np.zeros((1, 2, 0))
+    )
+    np.testing.assert_array_equal(mean, 0.5)
+    np.testing.assert_array_equal(variance, uapf.MAX_VARIANCE)
 
 
 def test_nothing_valid_is_wholly_unsure():
@@ -81,7 +120,10 @@ def test_nothing_valid_is_wholly_unsure():
     np.testing.assert_array_equal(mean, 0.5)
     np.testing.assert_array_equal(variance, uapf.MAX_VARIANCE)
     weights = uapf.fusion_weights(
-        jnp.zeros((1, 1, 4), bool), jnp.zeros((1, 1, 4)), temperature=0.1
+        jnp.zeros((1, 1, 4), bool),
+        jnp.zeros((1, 1, 4)),
+        share=jnp.ones((1, 1, 4)),
+        temperature=0.1,
     )
     np.testing.assert_array_equal(weights, 0)
 
@@ -114,6 +156,19 @@ def test_floors_follow_how_much_a_cue_tells():
     assert floor([0], [False]) == uapf.MAX_VARIANCE
 
 
+kind = st.integers(0, len(uapf.FLOORS) - 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(kind, max_size=4), kind, st.booleans())
+def test_one_more_cue_never_raises_the_floor(kinds, more, text):
+    """A point beside a mask, a mask beside a point, anything beside text."""
+    before = floor(kinds + [0], [True] * len(kinds) + [False], text)
+    after = floor([*kinds, more], [True] * (len(kinds) + 1), text)
+    assert after <= before
+    assert floor([*kinds, more], [True] * (len(kinds) + 1), True) <= after
+
+
 def test_gradients_are_finite_without_priors():
     grad = jax.grad(
         lambda m: sum(
@@ -122,6 +177,7 @@ def test_gradients_are_finite_without_priors():
                 m,
                 jnp.zeros((1, 1, 2), bool),
                 reliability=jnp.zeros((1, 1, 2)),
+                share=jnp.ones((1, 1, 2)),
                 temperature=0.1,
                 floor=jnp.zeros((1, 1)),
             )

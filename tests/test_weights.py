@@ -116,6 +116,46 @@ def test_best_table_goes_by_shape_before_name():
     assert (best.layout, fits) == ("test", 2)
 
 
+def test_every_float_type_is_read_and_others_are_named(tmp_path):
+    file = tmp_path / "w.safetensors"
+    values = np.array([[1.5, -2.0]])
+    for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
+        safetensors.numpy.save_file({"a": values.astype(dtype)}, file)
+        read = weights.read(file)["a"]
+        assert read.dtype == dtype
+        np.testing.assert_array_equal(read.astype(np.float64), values)
+    safetensors.numpy.save_file({"a": values.astype(np.uint16)}, file)
+    with pytest.raises(DiffUpError, match="holds a as U16"):
+        weights.read(file)
+
+
+def test_a_mapped_array_can_be_changed_and_the_file_stays(tmp_path):
+    file = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, file)
+    weights.read(file)["a"][:] = 1
+    assert not weights.read(file)["a"].any()
+
+
+def test_converted_files_are_plain_safetensors_that_xla_takes_over(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3,), "b": (16, 5), "c": (), "d": (7, 64), "e": (0, 2)}
+    params = {k: {"w": rng.normal(size=s).astype("f")} for k, s in shapes.items()}
+    file = tmp_path / "w.safetensors"
+    weights.save_converted(file, params, digest="0123")
+    loaded, digest = weights.load_converted(file)
+    assert digest == "0123"
+    assert weights.digest(loaded) == weights.digest(params)
+    by_library = safetensors.numpy.load_file(file)
+    for key, shape in shapes.items():
+        np.testing.assert_array_equal(by_library[f"{key}/w"], params[key]["w"])
+        assert loaded[key]["w"].shape == shape
+        if np.prod(shape) * 4 % 64 == 0:
+            assert loaded[key]["w"].ctypes.data % 64 == 0
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DiffUpError, match="damaged"):
+        weights.load_converted(file)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_save_and_read_round_trip(tmp_path, half):
     params = _convert(_source())

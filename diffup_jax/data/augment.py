@@ -1,9 +1,9 @@
 """Training augmentation: one geometric resample and one colour matrix per image.
 
 Geometry: a random window of the image, smaller (zoom in) or larger (zoom out, padded)
-than it, maybe mirrored, goes to the square target in a single resample; image, mask
-and ignore share it exactly. Colour: brightness, contrast, saturation, hue and grey are
-all affine in RGB, so they are one 3 x 4 matrix.
+than it, maybe mirrored, goes to the square target in a single resample; image, masks,
+ignore and instances share it exactly. Colour: brightness, contrast, saturation, hue and
+grey are all affine in RGB, so they are one 3 x 4 matrix.
 
     rgb' = b [ c (S H rgb) + (1 - c) m ]     H rotation of hue, S saturation,
                                               c contrast about the mean grey m,
@@ -16,10 +16,10 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, UInt8, UInt16
 from PIL import Image
 
-from diffup_jax.data import rasters
+from diffup_jax.data.frames import View, keep_pixel
 
 # ITU-R 601 luma: the grey of PIL's own conversion.
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -50,66 +50,61 @@ class Augment:
     saturation: float = 0.3
     hue: float = 0.03
     grey: float = 0.05
+    regions: float = 0.0
 
 
 def augment(
     image: UInt8[np.ndarray, "h w 3"],
-    mask: Bool[np.ndarray, "h w"],
+    masks: Bool[np.ndarray, "n h w"],
     ignore: Bool[np.ndarray, "h w"],
+    instances: UInt16[np.ndarray, "h w"] | None,
     *,
     generator: np.random.Generator,
     settings: Augment,
     size: int,
-) -> tuple[
-    UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"], Bool[np.ndarray, "s s"]
-]:
-    """A random variant of an image, its mask and its ignored pixels, at [size size].
+) -> View:
+    """A random variant of an image and its labels, at [size size].
 
-    Padding is ignored. A window keeps at least 30 % of the mask's pixels, else the
-    image stays uncropped; a mask with pixels never comes out empty.
+    masks: one per way, at most 5. instances: 0 outside, 1..m, or None.
+
+    Padding is ignored. A window keeps at least 30 % of the first mask's pixels, else
+    the image stays uncropped; a first mask with pixels never comes out empty.
     """
-    window = _window(mask, generator, settings)
+    window = _window(masks[0], generator, settings)
     mirrored = generator.random() < settings.flip
     matrix = _colour(image, generator, settings)
-    labels = mask + 2 * ignore.view(np.uint8)
 
     picture = _resample(image, window, size, Image.Resampling.BILINEAR, fill=None)
-    picture = picture.convert("RGB", matrix)
-    target = _resample(labels, window, size, Image.Resampling.NEAREST, fill=2)
-    new_image, new_labels = np.asarray(picture), np.asarray(target)
+    new_image = np.asarray(picture.convert("RGB", matrix))
+    # All labels of a pixel in one number: a bit per way, the ignore bit, the instance.
+    ways = len(masks)
+    padded = 1 << ways
+    codes = padded * ignore.view(np.uint8)
+    for way, mask in enumerate(masks):
+        codes |= mask.view(np.uint8) << way
+    if instances is not None:
+        codes = codes | instances.astype(np.int32) << ways + 1
+    target = _resample(codes, window, size, Image.Resampling.NEAREST, fill=padded)
+    new_codes = np.asarray(target)
     if mirrored:
-        new_image, new_labels = new_image[:, ::-1], new_labels[:, ::-1]
-    new_mask = new_labels == 1
-    if not new_mask.any() and mask.any():
+        new_image, new_codes = new_image[:, ::-1], new_codes[:, ::-1]
+    new_ignore = new_codes & padded != 0
+    view = View(
+        new_image,
+        np.stack([new_codes & 1 << way != 0 for way in range(ways)]) & ~new_ignore,
+        new_ignore,
+        None
+        if instances is None
+        else (new_codes >> ways + 1).astype(np.uint16) * ~new_ignore,
+    )
+    if not view.masks[0].any() and masks[0].any():
         # Too thin for the nearest rule: keep the pixel of which it covers most.
         inside = _resample(
-            mask.astype(np.float32), window, size, Image.Resampling.BOX, fill=0
+            masks[0].astype(np.float32), window, size, Image.Resampling.BOX, fill=0
         )
         cover = np.asarray(inside)[:, ::-1] if mirrored else np.asarray(inside)
-        new_mask = np.zeros((size, size), bool)
-        new_mask.flat[np.argmax(cover)] = True
-    return new_image, new_mask, (new_labels >= 2) & ~new_mask
-
-
-def plain(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: Bool[np.ndarray, "h w"],
-    ignore: Bool[np.ndarray, "h w"],
-    *,
-    size: int,
-) -> tuple[
-    UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"], Bool[np.ndarray, "s s"]
-]:
-    """The same three maps resized to [size size] and nothing else.
-
-    The support rule for masks: one with pixels never comes out empty.
-    """
-    small = rasters.resize_support_mask(mask, size)
-    return (
-        rasters.resize_image(image, size),
-        small,
-        rasters.resize_mask(ignore, size) & ~small,
-    )
+        view = keep_pixel(view, np.argmax(cover))
+    return view
 
 
 def _window(

@@ -3,40 +3,61 @@
 A cue is two maps, known foreground and known background, each in {0, 1}; a pixel with
 neither is unknown. Ignored pixels are unknown in every cue.
 
-    mask       foreground = the mask; background = the rest
-    box        one filled tight box around the whole mask (end exclusive) is foreground,
-               meaning "maybe"; everything outside is background
-    scribble   1..20 random strokes inside the mask; the rest is unknown. Half of all
-               scribbles are large (10..30 corners, brush 3..10 px at a side of 512),
-               half small (6..22 corners, brush 2.5..5 px)
-    point      20 random pixels of the mask, or all where it has fewer; the rest is
-               unknown
+    mask        foreground = the mask; background = the rest
+    box         foreground = the filled box, meaning "maybe"; background as follows
+      tight       one tight box around the whole mask; background = everything outside
+                  (PGMA-Net, VRP-SAM)
+      component   one tight box per connected component; background = outside all (BAM)
+      instance    the tight box of the largest instance; background = outside the boxes
+                  of all instances, so what the others' boxes hold is unknown (PANet)
+    scribble    foreground = the scribble; the rest is unknown
+      stroke      random strokes inside the mask
+      skeleton    the middle line of the largest component; for both see scribbles.py
+    point       foreground = 20 random pixels of the mask, or all where it has fewer;
+                the rest is unknown
+    text        the class name: both maps are empty
 
-The field has no standard; these follow PGMA-Net and VRP-SAM (tight box) and the
-free-form strokes both use for scribbles. Strokes start inside the mask, so a cue is
-never empty.
+The field has no standard; docs/cues.md shows them all. No cue but a text is ever empty,
+and none calls a pixel of the mask background.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import math
 
 import numpy as np
-from jaxtyping import Bool, Float32
-from PIL import Image, ImageDraw
+from jaxtyping import Bool, Float32, UInt16
+from scipy import ndimage
 
-from diffup_jax.types import DiffUpError
+from diffup_jax.data import rasters, scribbles
+from diffup_jax.types import CUES, DiffUpError
 
+# The cues that mark pixels, and so need a mask.
 KINDS = ("mask", "box", "scribble", "point")
+BOXES = ("tight", "component", "instance")
+SCRIBBLES = ("stroke", "skeleton")
 
 _POINTS = 20
-_STROKES = 20
-# (fewest corners, most corners, thinnest brush, thickest brush); pixels at side 512
-_PRESETS = ((10, 30, 3.0, 10.0), (6, 22, 2.5, 5.0))
-# A stroke is a random walk: steps of this many pixels at side 512, turning gently.
-_STEP = (8.0, 40.0)
-_TURN = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """What "box" and "scribble" mean: one of BOXES, one of SCRIBBLES.
+
+    Raises DiffUpError for any other name.
+    """
+
+    box: str
+    scribble: str
+
+    def __post_init__(self) -> None:
+        for name, known in (("box", BOXES), ("scribble", SCRIBBLES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise DiffUpError(
+                    f"unknown {name} convention {value!r}; expected one of {known}."
+                )
 
 
 def make_cue(
@@ -45,16 +66,22 @@ def make_cue(
     *,
     generator: np.random.Generator,
     size: int,
-    ignore: Bool[np.ndarray, "s s"] | None = None,
+    ignore: Bool[np.ndarray, "s s"] | None,
+    conventions: Conventions,
+    instances: UInt16[np.ndarray, "s s"] | None,
 ) -> tuple[Float32[np.ndarray, "s s"], Float32[np.ndarray, "s s"]]:
     """(known foreground, known background) of a mask, float {0, 1}.
 
-    mask: [size size], at least one pixel outside `ignore` (None = nothing ignored).
-    generator: consulted by scribble and point only. Raises DiffUpError for an unknown
-    kind, an empty mask, and a mask that is not [size size].
+    mask: [size size], at least one pixel outside `ignore` (None = nothing ignored),
+        unless the cue is a text. generator: consulted by scribble and point only.
+    instances: 0 outside, 1..m the instances of the class; for the `instance` box, where
+        None = the connected components of the mask.
+
+    Raises DiffUpError for an unknown kind, an empty mask, and a mask that is not
+    [size size].
     """
-    if kind not in KINDS:
-        raise DiffUpError(f"no cue {kind!r} can be made from a mask; use {KINDS}.")
+    if kind not in CUES:
+        raise DiffUpError(f"no cue is called {kind!r}; use one of {CUES}.")
     if mask.shape != (size, size):
         raise DiffUpError(
             f"the support mask is {mask.shape}; expected ({size}, {size}). Resize it "
@@ -62,7 +89,8 @@ def make_cue(
         )
     known = np.ones_like(mask) if ignore is None else ~ignore
     mask = mask & known
-    if not mask.any():
+    nothing = np.zeros_like(mask)
+    if kind != "text" and not mask.any():
         raise DiffUpError(
             "the support mask has no foreground pixel; expected at least one. Give a "
             "mask that marks the object."
@@ -70,15 +98,35 @@ def make_cue(
     if kind == "mask":
         foreground, background = mask, ~mask
     elif kind == "box":
-        foreground = _box(mask)
-        background = ~foreground
+        foreground, background = _box(mask, conventions.box, instances)
+    elif kind == "scribble":
+        draw = {"stroke": scribbles.stroke, "skeleton": scribbles.skeleton}[
+            conventions.scribble
+        ]
+        foreground, background = draw(mask, generator=generator), nothing
+    elif kind == "point":
+        foreground, background = _points(mask, generator), nothing
     else:
-        draw = _scribble if kind == "scribble" else _points
-        foreground, background = draw(mask, generator), np.zeros_like(mask)
+        foreground = background = nothing
     return (
         (foreground & known).astype(np.float32),
         (background & known).astype(np.float32),
     )
+
+
+def mixture(cue: str) -> tuple[str, ...]:
+    """The kinds of an evaluation cue: "mask+scribble" -> ("mask", "scribble").
+
+    Shot i takes kind i mod the number of kinds. Raises DiffUpError for a kind that
+    marks no pixels and for one that is named twice.
+    """
+    kinds = tuple(cue.split("+"))
+    if any(kind not in KINDS for kind in kinds) or len(set(kinds)) < len(kinds):
+        raise DiffUpError(
+            f"cue {cue!r} is unknown; expected one of {KINDS}, or some of them joined "
+            'by "+", such as "mask+scribble".'
+        )
+    return kinds
 
 
 def cue_generator(seed: int, image_id: str, class_id: int) -> np.random.Generator:
@@ -88,11 +136,31 @@ def cue_generator(seed: int, image_id: str, class_id: int) -> np.random.Generato
     return np.random.default_rng(int.from_bytes(digest[:16]))
 
 
-def _box(mask: np.ndarray) -> np.ndarray:
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    box = np.zeros_like(mask)
-    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    return box
+def _box(
+    mask: np.ndarray, convention: str, instances: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if convention == "tight":
+        foreground = _filled(mask.shape, ndimage.find_objects(mask.view(np.uint8)))
+        return foreground, ~foreground
+    if convention == "component":
+        boxes = ndimage.find_objects(rasters.components(mask))
+        foreground = _filled(mask.shape, boxes)
+        return foreground, ~foreground
+    labels = np.where(mask, instances, 0) if instances is not None else np.zeros(1, int)
+    if not labels.any():
+        # Resizing may take every instance and leave the one pixel of a support's mask.
+        labels = rasters.components(mask)
+    boxes = ndimage.find_objects(labels)
+    largest = np.bincount(labels.ravel())[1:].argmax()
+    every = _filled(mask.shape, [box for box in boxes if box is not None])
+    return _filled(mask.shape, [boxes[largest]]), ~(every | mask)
+
+
+def _filled(shape: tuple[int, ...], boxes: list[tuple[slice, ...]]) -> np.ndarray:
+    filled = np.zeros(shape, bool)
+    for box in boxes:
+        filled[box] = True
+    return filled
 
 
 def _points(mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -101,29 +169,3 @@ def _points(mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     points = np.zeros_like(mask)
     points.flat[pixels[generator.choice(len(pixels), count, replace=False)]] = True
     return points
-
-
-def _scribble(mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    side = mask.shape[0]
-    fewest, most, thinnest, thickest = _PRESETS[generator.integers(len(_PRESETS))]
-    pixels = np.flatnonzero(mask)
-    strokes = generator.integers(1, _STROKES + 1)
-    starts = pixels[generator.integers(len(pixels), size=strokes)]
-    canvas = Image.new("L", (side, side))
-    pen = ImageDraw.Draw(canvas)
-    for start in starts:
-        corners = int(generator.integers(fewest, most + 1))
-        width = generator.uniform(thinnest, thickest) * side / 512
-        turns = generator.uniform(-_TURN, _TURN, corners)
-        turns[0] = generator.uniform(0, 2 * math.pi)
-        heading = np.cumsum(turns)
-        step = generator.uniform(*_STEP, corners) * side / 512
-        x = start % side + np.cumsum(step * np.cos(heading))
-        y = start // side + np.cumsum(step * np.sin(heading))
-        path = [(float(start % side), float(start // side))]
-        path += zip(x.tolist(), y.tolist(), strict=True)
-        pen.line(path, fill=1, width=max(1, round(width)), joint="curve")
-    drawn = np.array(canvas).astype(bool)
-    # The pen rounds: without this a thin start could leave a one-pixel mask.
-    drawn.flat[starts] = True
-    return drawn & mask

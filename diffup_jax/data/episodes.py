@@ -1,17 +1,19 @@
 """Which images make an episode: the draws, before any pixel is read.
 
-Three protocols:
+An episode has n ways (classes) and k supports of each. Its query is an image of way 0;
+other ways may be absent from it. The rules of this room need lists of images only:
 
-    hsnet      the published stream of numpy's legacy RandomState(0): class, query and
-               supports are drawn one after the other with choice(n, 1, replace=False),
-               each support again while it equals the query. Supports may repeat, and
-               classes come as often as chance gives them (HSNet, arXiv 2104.01538).
-    clean      class = classes[index mod n], so every class is equally frequent;
-               supports and query all differ; episode i depends on (seed, i) alone.
-    training   a uniform class, distinct images; depends on (seed, i) alone, so any
+    hsnet      the published stream of numpy's legacy RandomState(0): every choice is
+               choice(n, 1, replace=False), each support again while it is the query.
+               Supports may repeat (HSNet, arXiv 2104.01538). One way.
+    original   the same stream, a support also again while it repeats one.
+    clean      class = classes[index mod n], so every class is equally often way 0;
+               query and supports of a way all differ; a function of (seed, i).
+    training   a uniform class, distinct images; a function of (seed, i), so any
                process or worker can make any episode.
 
-A list of draws is a file: JSON lines, first the facts with a hash, then one draw each.
+`draws` adds the protocols that need pixel areas, and is the way in for evaluation. A
+list of draws is a file: JSON lines, first the facts with a hash, then one draw each.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,29 +30,20 @@ import numpy as np
 from diffup_jax.data.sources import Source, require_images
 from diffup_jax.types import DiffUpError
 
+MOST_WAYS = 5
+# How the hsnet stream comes to a query, see `hsnet_stream`.
+ORDERS = ("class", "listed", "folders", "turns")
+
 # Keeps the streams of two protocols apart under equal seed and index.
 _CLEAN, _TRAINING = 1, 2
 
 
 class Draw(NamedTuple):
-    """One episode: class index, query image id, support image ids."""
+    """One episode: class of each way, query image id, supports[way][shot] image ids."""
 
-    class_id: int
+    class_ids: tuple[int, ...]
     query: str
-    supports: tuple[str, ...]
-
-
-def hsnet_draws(
-    source: Source, classes: Sequence[int], *, shots: int, count: int
-) -> tuple[Draw, ...]:
-    """The hsnet protocol over the images of a source.
-
-    The episodes equal the published ones only where the lists of images have the
-    published content and order. Raises DiffUpError for a class with one image.
-    """
-    require_images(source, classes, 1)  # supports may repeat: one other image will do
-    lists = {class_id: source.image_ids(class_id) for class_id in classes}
-    return hsnet_stream(lists, classes, shots=shots, count=count)
+    supports: tuple[tuple[str, ...], ...]
 
 
 def hsnet_stream(
@@ -59,62 +52,158 @@ def hsnet_stream(
     *,
     shots: int,
     count: int,
+    order: str = "class",
+    distinct: bool = False,
 ) -> tuple[Draw, ...]:
-    """The hsnet protocol over given lists, at least two images per class.
+    """The hsnet protocol: published episodes if lists and their order are published.
 
-    classes: in the published order fold, fold + 4, fold + 8, ...
+    classes: in the published order, for COCO fold, fold + 4, fold + 8, ...
+    order: where class and query of episode i come from.
+        "class"    drawn: a class, then one of its images (COCO, PACO-Part)
+        "listed"   pair i mod m of all (image, class) pairs, sorted (Pascal)
+        "folders"  the same, sorted by class, then image; supports are drawn from the
+                   images sorted by number (FSS-1000)
+        "turns"    class i mod n, then a drawn image (LVIS, Pascal-Part)
+    distinct: a support is drawn again also while it repeats an earlier one.
+
+    Raises DiffUpError for an unknown order and a class with too few images.
     """
+    if order not in ORDERS:
+        raise DiffUpError(f"unknown order {order!r}; expected one of {ORDERS}.")
+    require_lists(images_by_class, classes, shots + 1 if distinct else 2)
     stream = np.random.RandomState(0)
 
     def pick(items: Sequence[Any]) -> Any:
         # choice(n, 1, replace=False) permutes all n: the stream moves by n numbers.
         return items[stream.choice(len(items), 1, replace=False)[0]]
 
+    pairs = [(i, c) for c in classes for i in sorted(images_by_class[c])]
+    if order == "listed":
+        pairs.sort()
     draws = []
-    for _ in range(count):
-        class_id = pick(classes)
+    for index in range(count):
+        if order in ("listed", "folders"):
+            query, class_id = pairs[index % len(pairs)]
+        else:
+            turns = order == "turns"
+            class_id = classes[index % len(classes)] if turns else pick(classes)
+            query = pick(images_by_class[class_id])
         images = images_by_class[class_id]
-        query = pick(images)
+        if order == "folders":
+            images = sorted(images, key=lambda name: (len(name), name))  # 2 before 10
         supports: list[str] = []
         while len(supports) < shots:
             support = pick(images)
-            if support != query:
+            if support != query and not (distinct and support in supports):
                 supports.append(support)
-        draws.append(Draw(int(class_id), query, tuple(supports)))
+        draws.append(Draw((int(class_id),), query, (tuple(supports),)))
     return tuple(draws)
 
 
 def clean_draws(
-    source: Source, classes: Sequence[int], *, shots: int, count: int, seed: int
+    source: Source,
+    classes: Sequence[int],
+    *,
+    shots: int,
+    count: int,
+    seed: int,
+    ways: int = 1,
 ) -> tuple[Draw, ...]:
     """The clean protocol: balanced classes, distinct images, one seed per episode.
 
-    Raises DiffUpError for a class with fewer than shots + 1 images.
+    Way 0 and its images do not depend on `ways`. Raises DiffUpError for a class with
+    fewer than shots + 1 images and for more ways than classes.
     """
     require_images(source, classes, shots)
+    lists = {class_id: source.image_ids(class_id) for class_id in classes}
+    return clean_stream(lists, classes, shots=shots, count=count, seed=seed, ways=ways)
+
+
+def clean_stream(
+    images_by_class: Mapping[int, Sequence[str]],
+    classes: Sequence[int],
+    *,
+    shots: int,
+    count: int,
+    seed: int,
+    ways: int,
+) -> tuple[Draw, ...]:
+    """The clean protocol over given lists, see `clean_draws`."""
+    require_lists(images_by_class, classes, shots + 1)
+    require_ways(classes, ways)
+    images_of = images_by_class.__getitem__
     draws = []
     for index in range(count):
         generator = np.random.default_rng((seed, index, _CLEAN))
-        class_id = classes[index % len(classes)]
-        draws.append(_distinct(source, class_id, shots, generator))
+        first = classes[index % len(classes)]
+        draws.append(_distinct(images_of, classes, first, shots, ways, generator))
     return tuple(draws)
 
 
 def training_draw(
-    source: Source, classes: Sequence[int], *, shots: int, seed: int, index: int
+    source: Source,
+    classes: Sequence[int],
+    *,
+    shots: int,
+    seed: int,
+    index: int,
+    ways: int = 1,
 ) -> Draw:
-    """Training episode `index`: uniform class, distinct images.
+    """Training episode `index`: uniform classes, distinct images.
 
-    Each class needs shots + 1 images (`require_images`, once, before training).
+    Each class needs shots + 1 images (`require_images`, once, before training). Way 0
+    and its images do not depend on `ways`.
     """
     generator = np.random.default_rng((seed, index, _TRAINING))
-    class_id = classes[generator.integers(len(classes))]
-    return _distinct(source, class_id, shots, generator)
+    first = classes[generator.integers(len(classes))]
+    return _distinct(source.image_ids, classes, first, shots, ways, generator)
+
+
+def require_lists(
+    images_by_class: Mapping[int, Sequence[str]], classes: Sequence[int], needed: int
+) -> None:
+    """Raises DiffUpError unless each class has `needed` images."""
+    for class_id in classes:
+        images = len(set(images_by_class.get(class_id, ())))
+        if images < needed:
+            raise DiffUpError(
+                f"class {class_id} has {images} image(s) but an episode needs {needed} "
+                "(supports and query differ). Use fewer shots, leave small classes "
+                "out, or take a protocol that removes no images."
+            )
+
+
+def require_ways(classes: Sequence[int], ways: int) -> None:
+    """Raises DiffUpError unless `ways` different classes can be drawn."""
+    if not classes:
+        raise DiffUpError(
+            "no class is left to draw episodes of; use fewer shots or another fold."
+        )
+    if not 1 <= ways <= min(MOST_WAYS, len(classes)):
+        raise DiffUpError(
+            f"{ways} ways were asked of {len(classes)} classes; expected 1 to "
+            f"{min(MOST_WAYS, len(classes))}."
+        )
+
+
+def other_supports(
+    images: Sequence[str], query: str, shots: int, generator: np.random.Generator
+) -> tuple[str, ...]:
+    """`shots` different images of a class, none of the query's photograph.
+
+    images: at least shots + 1, at most one of them of the query's photograph (the part
+    of an id before "#": two objects may be cut from one photograph).
+    """
+    # One more than needed is drawn, so that the query can be dropped afterwards.
+    chosen = generator.choice(len(images), shots + 1, replace=False)
+    own = query.partition("#")[0]
+    others = (images[i] for i in chosen if images[i].partition("#")[0] != own)
+    return tuple(others)[:shots]
 
 
 def draws_sha(draws: Sequence[Draw]) -> str:
     """16 hexadecimal digits that name a list of draws: sha256 of its JSON form."""
-    content = [(d.class_id, d.query, list(d.supports)) for d in draws]
+    content = [_row(draw) for draw in draws]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -124,11 +213,11 @@ def write_draws(
     """Writes a list of draws whole or not at all.
 
     The first line is `meta` (protocol, seed, benchmark, fold, shots, ...) with "count"
-    and "sha" added, each further line one draw [class, query, [supports]].
+    and "sha" added, each further line one draw: [class, query, [supports]], and for
+    several ways [[classes], query, [[supports of way 0], [supports of way 1], ...]].
     """
     head = {**meta, "count": len(draws), "sha": draws_sha(draws)}
-    lines = [json.dumps(head)]
-    lines += [json.dumps([d.class_id, d.query, list(d.supports)]) for d in draws]
+    lines = [json.dumps(head), *(json.dumps(_row(draw)) for draw in draws)]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -153,8 +242,7 @@ def read_draws(
         raise DiffUpError(f"cannot read the episode list {path}: {error}.") from error
     try:
         meta = json.loads(lines[0])
-        rows = [json.loads(line) for line in lines[1:]]
-        draws = tuple(Draw(int(c), str(q), tuple(map(str, s))) for c, q, s in rows)
+        draws = tuple(_draw(json.loads(line)) for line in lines[1:])
         expected = meta["sha"]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DiffUpError(
@@ -170,10 +258,116 @@ def read_draws(
     return draws, meta
 
 
+def check_draws(
+    draws: Sequence[Draw], source: Source, *, classes: Sequence[int], name: str
+) -> tuple[Draw, ...]:
+    """The draws in the source's own image ids, once every one is known to fit.
+
+    Published names are found by their last part: "val2014/COCO_val2014_0..9.jpg" is
+    the image COCO_val2014_0..9, or 0..9 where the source has 2017 names. The hash of a
+    list is that of the file, taken before this.
+
+    classes: the novel classes of the evaluation. name: the list, for messages.
+
+    Raises DiffUpError naming the first class that is not among `classes`, the first
+    image that is not one of its class in the source, or an episode of another number
+    of ways or shots than the first; for an empty list too.
+    """
+    if not draws:
+        raise DiffUpError(f"{name} has no episodes; write it again.")
+    known = {class_id: set(source.image_ids(class_id)) for class_id in classes}
+    where = f"{source.name} ({source.root})"
+    form = [len(images) for images in draws[0].supports]
+    fitted = []
+    for number, draw in enumerate(draws):
+        told = f"{name}, episode {number}"
+        if [len(images) for images in draw.supports] != form:
+            raise DiffUpError(
+                f"{told} has {[len(s) for s in draw.supports]} supports, the first "
+                f"episode {form}; a list has one number of ways and shots. Write it "
+                "again."
+            )
+        strange = [c for c in draw.class_ids if c not in known]
+        if strange:
+            raise DiffUpError(
+                f"{told} is of class {strange[0]}, which is not evaluated here: "
+                f"expected one of {sorted(known)} of {where}. Use the list of this "
+                "benchmark and fold."
+            )
+
+        def fit(image_id: str, class_id: int, told: str = told) -> str:
+            for spelling in _spellings(image_id):
+                if spelling in known[class_id]:
+                    return spelling
+            raise DiffUpError(
+                f"{told} needs {image_id!r} with class {class_id} "
+                f"({source.class_names[class_id]}), but {where} lists no such image of "
+                "that class. Use the data and split the list was made for, or a "
+                "smaller min_area."
+            )
+
+        fitted.append(
+            Draw(
+                draw.class_ids,
+                fit(draw.query, draw.class_ids[0]),
+                tuple(
+                    tuple(fit(image_id, class_id) for image_id in images)
+                    for class_id, images in zip(
+                        draw.class_ids, draw.supports, strict=True
+                    )
+                ),
+            )
+        )
+    return tuple(fitted)
+
+
+def _row(draw: Draw) -> list[Any]:
+    """The JSON form: that of the published lists when there is one way."""
+    supports = [list(images) for images in draw.supports]
+    if len(draw.class_ids) == 1:
+        return [draw.class_ids[0], draw.query, supports[0]]
+    return [list(draw.class_ids), draw.query, supports]
+
+
+def _draw(row: Any) -> Draw:
+    """Raises ValueError or TypeError for what `_row` does not make."""
+    classes, query, supports = row
+    if not isinstance(classes, list):
+        classes, supports = [classes], [supports]
+    if not isinstance(supports, list) or len(classes) != len(supports):
+        raise ValueError(f"{len(classes)} classes with supports {supports!r}")
+    names = [query, *(name for images in supports for name in images)]
+    if not all(type(name) is str for name in names):
+        raise ValueError(f"expected names of images, got {names}")
+    if not all(type(class_id) is int for class_id in classes):
+        raise ValueError(f"expected class numbers, got {classes}")
+    return Draw(tuple(classes), query, tuple(map(tuple, supports)))
+
+
+def _spellings(image_id: str) -> Iterator[str]:
+    yield image_id
+    stem = Path(image_id).stem
+    yield stem
+    if stem.startswith("COCO_"):
+        yield stem.rsplit("_", 1)[-1]
+
+
 def _distinct(
-    source: Source, class_id: int, shots: int, generator: np.random.Generator
+    images_of: Callable[[int], Sequence[str]],
+    classes: Sequence[int],
+    first: int,
+    shots: int,
+    ways: int,
+    generator: np.random.Generator,
 ) -> Draw:
-    images = source.image_ids(class_id)
+    """Way 0 is `first`, other ways uniform; no support is the query or repeats."""
+    images = images_of(first)
     chosen = generator.choice(len(images), shots + 1, replace=False)
     query, *supports = (images[i] for i in chosen)
-    return Draw(int(class_id), query, tuple(supports))
+    class_ids, by_way = [int(first)], [tuple(supports)]
+    if ways > 1:
+        others = [class_id for class_id in classes if class_id != first]
+        for i in generator.choice(len(others), ways - 1, replace=False):
+            class_ids.append(int(others[i]))
+            by_way.append(other_supports(images_of(others[i]), query, shots, generator))
+    return Draw(tuple(class_ids), query, tuple(by_way))

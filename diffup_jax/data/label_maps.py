@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, UInt8, UInt16
 
 from diffup_jax.data import rasters
 from diffup_jax.types import DiffUpError
@@ -49,19 +49,16 @@ class LabelMapSource:
     def mask(
         self, image_id: str, class_id: int
     ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-        """(mask, ignore). Raises DiffUpError when the class has no pixel here."""
-        path = _mask_path(Path(self.root), image_id)
-        labels = rasters.read_labels(path)
+        """(mask, ignore); the mask is empty where the class is absent."""
+        labels = rasters.read_labels(_mask_path(Path(self.root), image_id))
         mask = labels == self.labels[class_id]
-        if not mask.any():
-            raise DiffUpError(
-                f"{path} has no pixel of class {class_id} "
-                f"({self.class_names[class_id]}, label {self.labels[class_id]}); "
-                "draw episodes only from images that contain their class."
-            )
         if self.ignore_label is None:
             return mask, np.zeros_like(mask)
         return mask, labels == self.ignore_label
+
+    def instances(self, image_id: str, class_id: int) -> UInt16[np.ndarray, "h w"]:
+        """The connected components of the mask: labels know no instances."""
+        return rasters.components(self.mask(image_id, class_id)[0])
 
 
 def open_label_maps(root: Path, *, split: str, min_area: float) -> LabelMapSource:

@@ -2,7 +2,7 @@
 
 A source knows its classes, the fold in which each is novel, which images contain which
 class, and the pixels. Episodes, cues and the pipeline see nothing else of a data set,
-so a new benchmark is one more reader behind `open_source`.
+so a new benchmark is one more reader and one more row in benchmarks.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8, UInt16
+from scipy import ndimage
 
-from diffup_jax.data import coco, label_maps
+from diffup_jax.data import coco
+from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.types import DiffUpError
 
-KINDS = ("coco", "label_map")
+KINDS = tuple(BENCHMARKS)
 ROLES = ("base", "novel")
 
 
@@ -28,8 +30,9 @@ ROLES = ("base", "novel")
 class Source(Protocol):
     """Labelled images. Class index = position in `class_names`, from 0.
 
-    `class_folds[c]` is the fold in which class c is novel. `root` is the folder that
-    was opened, for messages and reports.
+    `class_folds[c]` is the fold in which class c is novel, -1: in none. `root` is the
+    folder that was opened, for messages and reports. An image id names one image: its
+    part before the first "#" is the photograph, what follows an object cut from it.
     """
 
     name: str
@@ -46,30 +49,42 @@ class Source(Protocol):
     def mask(
         self, image_id: str, class_id: int
     ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-        """(mask, ignore), disjoint; the mask has at least one pixel."""
+        """(mask, ignore), disjoint; the mask is empty where the class is absent."""
+
+    def instances(self, image_id: str, class_id: int) -> UInt16[np.ndarray, "h w"]:
+        """0 outside the mask, 1..m the instances of the class, the largest first.
+
+        A source that knows no instances answers the connected components.
+        """
 
 
 def open_source(
-    kind: str, *, root: str, split: str, min_area: float, crowd: str
+    kind: str,
+    *,
+    root: str,
+    split: str,
+    min_area: float,
+    crowd: str,
+    overlap: str = "union",
+    shots: int = 1,
 ) -> Source:
     """Opens the images of one split.
 
-    kind: "coco" (instances JSON) or "label_map" (one label picture per image).
+    kind: a row of `benchmarks.BENCHMARKS`, for example "coco" or "label_map".
     root: folder; `~` and environment variables such as `$DATA` are expanded.
-    split: COCO split such as "val2014", or the name of a list file such as "train".
+    split: the kind's name for it, such as "val2014", or of a list file, as "train".
     min_area: in [0, 1); a class counts in an image only when it covers a larger
         fraction of it, 0 = any pixel.
-    crowd: "hsnet" or "ignore", how COCO's crowd regions count (see coco.py); label
-        maps have no such regions.
+    crowd: "hsnet" or "ignore", how COCO's crowd regions count (see coco.py); only
+        COCO files have such regions.
+    overlap: "union" or "painted", whose a pixel of two COCO classes is (see coco.py).
+    shots: supports per episode. Only LVIS-92i asks: its folds are dealt among the
+        classes with more images than that (see lvis.py).
 
     Raises DiffUpError for an unknown kind, a min_area out of range, a root that does
     not exist, and for everything the readers find wrong in the files.
     """
-    readers = {
-        "coco": (coco.open_coco, coco.LAYOUT),
-        "label_map": (label_maps.open_label_maps, label_maps.LAYOUT),
-    }
-    if kind not in readers:
+    if kind not in BENCHMARKS:
         raise DiffUpError(f"unknown data kind {kind!r}; expected one of {KINDS}.")
     if not 0 <= min_area < 1:
         raise DiffUpError(
@@ -78,11 +93,28 @@ def open_source(
         )
     if crowd not in coco.CROWD:
         raise DiffUpError(f"unknown crowd rule {crowd!r}; expected {coco.CROWD}.")
-    reader, layout = readers[kind]
-    folder = _expand(root, layout)
-    if kind == "coco":
-        return reader(folder, split=split, min_area=min_area, crowd=crowd)
-    return reader(folder, split=split, min_area=min_area)
+    if overlap not in coco.OVERLAP:
+        raise DiffUpError(f"unknown overlap rule {overlap!r}; expected {coco.OVERLAP}.")
+    if shots < 1:
+        raise DiffUpError(f"{shots} shots; expected at least 1.")
+    row = BENCHMARKS[kind]
+    options = {"crowd": crowd, "overlap": overlap, "shots": shots}
+    return row.reader(
+        _expand(root, row.layout),
+        split=split,
+        min_area=min_area,
+        **{name: options[name] for name in row.options},
+    )
+
+
+def boxes(source: Source, image_id: str, class_id: int) -> Int[np.ndarray, "m 4"]:
+    """One tight box per instance: y0 x0 y1 x1, ends exclusive, the largest first."""
+    found = ndimage.find_objects(source.instances(image_id, class_id))
+    corners = [
+        (rows.start, columns.start, rows.stop, columns.stop)
+        for rows, columns in filter(None, found)
+    ]
+    return np.array(corners, np.int64).reshape(-1, 4)
 
 
 def fold_classes(source: Source, fold: int, *, role: str) -> tuple[int, ...]:
@@ -93,7 +125,7 @@ def fold_classes(source: Source, fold: int, *, role: str) -> tuple[int, ...]:
     """
     if role not in ROLES:
         raise DiffUpError(f"unknown role {role!r}; expected one of {ROLES}.")
-    folds = sorted(set(source.class_folds))
+    folds = sorted(set(source.class_folds) - {-1})
     if fold not in folds:
         raise DiffUpError(f"{source.name} has no fold {fold}; its folds are {folds}.")
     classes = tuple(
@@ -113,14 +145,15 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     """Two views of a source with disjoint images: (kept, held out).
 
     About `fraction` in (0, 1) of the images are held out. An image's side depends on
-    its id alone, so it never changes between runs, machines or sizes of the data set.
+    its photograph's name alone, so it never changes between runs, machines or sizes of
+    the data set, and two objects cut from one photograph stay together.
     """
     if not 0 < fraction < 1:
         raise DiffUpError(f"hold-out fraction is {fraction}; expected one in (0, 1).")
     sides: tuple[list[tuple[str, ...]], list[tuple[str, ...]]] = ([], [])
     for class_id in range(len(source.class_names)):
         ids = source.image_ids(class_id)
-        held = {i for i in ids if _unit_hash(i) < fraction}
+        held = {i for i in ids if _unit_hash(i.partition("#")[0]) < fraction}
         sides[0].append(tuple(i for i in ids if i not in held))
         sides[1].append(tuple(i for i in ids if i in held))
     kept, held_out = (_View(source, tuple(side)) for side in sides)
@@ -195,6 +228,9 @@ class _View:
 
     def mask(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         return self.source.mask(image_id, class_id)
+
+    def instances(self, image_id: str, class_id: int) -> np.ndarray:
+        return self.source.instances(image_id, class_id)
 
 
 def _expand(root: str, layout: str) -> Path:

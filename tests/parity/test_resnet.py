@@ -32,9 +32,13 @@ SMALL = resnet.Variant(
     widths=(4, 8, 12, 16),
     blocks=(2, 1, 3, 2),
     strides=(1, 2, 2, 2),
+    dilate=(False,) * 4,
     prior_levels=("stage4.block1",),
     packaged="",
+    hub="",
+    licence="",
 )
+BASIC = SMALL._replace(bottleneck=False)
 
 
 def _reference(variant: resnet.Variant, kind=ResNetModel):
@@ -42,9 +46,11 @@ def _reference(variant: resnet.Variant, kind=ResNetModel):
     model = kind(
         ResNetConfig(
             embedding_size=variant.stem_width,
-            hidden_sizes=[4 * width for width in variant.widths],
+            hidden_sizes=[
+                (4 if variant.bottleneck else 1) * width for width in variant.widths
+            ],
             depths=list(variant.blocks),
-            layer_type="bottleneck",
+            layer_type="bottleneck" if variant.bottleneck else "basic",
             num_labels=5,
         )
     ).eval()
@@ -101,16 +107,60 @@ def _assert_levels_agree(variant, params, model, images):
     np.testing.assert_array_equal(answer.last, answer.levels[name])
 
 
+@pytest.mark.parametrize("variant", [SMALL, BASIC], ids=["bottleneck", "basic"])
 @pytest.mark.parametrize("size", [(64, 64), (75, 98)])
-def test_every_level_agrees_with_the_reference(tmp_path, size):
-    model = _reference(SMALL)
-    layout, params = _convert(SMALL, _file_keys(model, tmp_path))
+def test_every_level_agrees_with_the_reference(tmp_path, size, variant):
+    model = _reference(variant)
+    layout, params = _convert(variant, _file_keys(model, tmp_path))
     assert layout == "hugging face"
     images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
-    _assert_levels_agree(SMALL, params, model, images)
+    _assert_levels_agree(variant, params, model, images)
 
 
-def test_full_size_resnet50_agrees_with_the_reference(tmp_path):
+@pytest.mark.parametrize(
+    "dilate", [(False, False, False, True), (False, False, True, True)]
+)
+@pytest.mark.parametrize("size", [(64, 64), (75, 98)])
+def test_dilated_levels_agree_with_the_reference(tmp_path, size, dilate):
+    """The reference is transformers' network, dilated by torchvision's rule in place:
+    strides of a stage become a factor of the dilation of all that follows its first
+    3x3 convolution.
+    """
+    model = _reference(SMALL)
+    source = _file_keys(model, tmp_path)
+    dilation = 1
+    for stage, dilated in zip(model.encoder.stages, dilate, strict=True):
+        if not dilated:
+            continue
+        for index, block in enumerate(stage.layers):
+            convolution = block.layer[1].convolution
+            convolution.dilation = (dilation,) * 2
+            if index == 0:
+                dilation *= convolution.stride[0]
+                convolution.stride = (1, 1)
+                block.shortcut.convolution.stride = (1, 1)
+            convolution.padding = convolution.dilation
+    variant = SMALL._replace(dilate=dilate)
+    assert resnet.levels(variant)[-1].stride == 32 // 2 ** sum(dilate)
+    _, params = _convert(variant, source)
+    images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
+    _assert_levels_agree(variant, params, model, images)
+
+
+@pytest.mark.parametrize("variant", [SMALL, BASIC], ids=["bottleneck", "basic"])
+def test_from_folder_builds_the_size_of_the_config(tmp_path, variant):
+    model = _reference(variant, ResNetForImageClassification)
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    backbone = backbones.from_folder(folder)
+    assert backbone.name == "mine"
+    assert backbone.levels == resnet.levels(variant)
+    images = np.random.default_rng(1).normal(size=(1, 64, 32, 3)).astype("float32")
+    _assert_levels_agree(variant, backbone.params, model, images)
+
+
+def test_full_size_resnet50_agrees_with_the_reference(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUP_CACHE", str(tmp_path / "cache"))
     variant = resnet.VARIANTS["resnet50"]
     model = _reference(variant, ResNetForImageClassification)
     source = _file_keys(model, tmp_path)
@@ -118,6 +168,26 @@ def test_full_size_resnet50_agrees_with_the_reference(tmp_path):
     backbone = backbones.get("resnet50", weights=str(tmp_path / "model.safetensors"))
     images = np.random.default_rng(1).normal(size=(1, 96, 64, 3)).astype("float32")
     _assert_levels_agree(variant, backbone.params, model, images)
+
+
+def test_the_torch_reference_of_check_is_the_same_network(tmp_path):
+    from diffup_jax.backbones import torch_reference
+
+    model = _reference(SMALL)
+    state = {
+        _torchvision_key(key): torch.from_numpy(np.array(value))
+        for key, value in _file_keys(model, tmp_path).items()
+    }
+    plain = torch_reference.ResNet(SMALL).eval()
+    plain.load_state_dict(state, strict=False)
+    images = np.random.default_rng(1).normal(size=(1, 64, 32, 3)).astype("float32")
+    expected = _reference_levels(model, SMALL, images)
+    with torch.no_grad():
+        found = plain(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    assert list(found) == list(expected)
+    for name, want in expected.items():
+        got = found[name].numpy().transpose(0, 2, 3, 1)
+        assert np.abs(got - want).max() <= RELATIVE * np.abs(want).max(), name
 
 
 def _torchvision_key(key: str) -> str:

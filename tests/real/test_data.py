@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -11,38 +10,8 @@ from pycocotools import mask as coco_mask
 
 from diffup_jax.data import episodes, pipeline
 from diffup_jax.data.augment import Augment
+from diffup_jax.data.cues import Conventions
 from diffup_jax.data.sources import fold_classes, open_source
-
-
-class NoClasses(pickle.Unpickler):
-    """Reads dictionaries, lists, strings and numbers; refuses everything else."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"{module}.{name} in a list of images")
-
-
-def published(realdata, fold):
-    with open(realdata / f"splits/coco/val/fold{fold}.pkl", "rb") as file:
-        return NoClasses(file).load()
-
-
-@pytest.mark.parametrize(
-    ("fold", "sha", "first"),
-    [
-        (0, "aeb00fa3d011d93e", (72, "507081", "486122")),
-        (1, "62d707ab49cb3372", (73, "154095", "476810")),
-    ],
-)
-def test_published_coco_episodes(realdata, fold, sha, first):
-    classes = range(fold, 80, 4)
-    draws = episodes.hsnet_stream(
-        published(realdata, fold), classes, shots=1, count=1000
-    )
-    class_id, query, support = first
-    assert draws[0].class_id == class_id
-    assert draws[0].query.endswith(f"{query}.jpg")
-    assert draws[0].supports[0].endswith(f"{support}.jpg")
-    assert episodes.draws_sha(draws) == sha
 
 
 # The reference decoder of pycocotools 2.0.11 under numpy 2.
@@ -149,8 +118,11 @@ def test_garments_make_training_batches(garments):
         batch_size=4,
         image_size=128,
         max_shots=2,
+        ways=1,
         cues=("mask", "box", "scribble", "point"),
+        conventions=Conventions(box="tight", scribble="stroke"),
         augment=Augment(),
+        on_error="stop",
         process_index=0,
         process_count=1,
     )

@@ -1,61 +1,50 @@
 """F1: metrics as a small mergeable state: zero -> update -> merge -> compute.
 
-On the device, once per batch, `score` turns pixels into whole numbers; on the host
-everything is addition, so splitting a run and merging the parts changes nothing.
+Pixels become whole numbers in counts.py, equation (1); here everything is addition, so
+splitting a run and merging the parts changes nothing.
 
-A way's prediction is the argmax over {background, way 1..n}: with independent
-foreground maps the background scores 1 - max_n prob, so way j is predicted where its
-prob is the (first) largest of the ways and exceeds 1/2. For one way: prob > 1/2.
-
-Per episode and way, b in {0 background, 1 foreground}, ignored pixels removed from
-both sides (the published evaluation of HSNet, arXiv 2104.01538):
-
-    (1) I_b = #(pred = truth = b)        U_b = #(pred = b) + #(truth = b) - I_b
     (2) IoU(c)  = 100 sum_e I_1[e, c] / max(sum_e U_1[e, c], 1)    dataset IoU of c
     (3) mIoU    = mean over the fold's classes of IoU(c); one never met counts as 0
     (4) FB-IoU  = 100 mean over b of  sum_c I_b / max(sum_c U_b, 1)
 
-The prior mean is kept as a histogram of truth over 256 bins. 256 v is exact in binary
-floating point, so the mIoU of "prior >= k/256" is exact for k = 0..255; its maximum is
-an optimistic baseline, for the threshold is chosen on the scored episodes themselves.
-Variance and uncertainty are kept as histograms of error over logarithmic bins (32 to
-the octave, from 2^-20 to 1), from which the area under the ROC curve of "this pixel is
-wrong" follows, pooled over all valid pixels, ties counted half.
+With several ways each way of an episode is one row e: binary IoU of its class, also
+where the class is absent from the query, then every pixel predicted as it is wrong.
+
+The mIoU of the prior at its best threshold is an optimistic baseline, for the threshold
+is chosen on the scored episodes themselves. The area under the ROC curve of "this pixel
+is wrong" is pooled over all valid pixels, ties (one bin) counted half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
-from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.metrics.counts import (
+    ERROR_BINS,
+    PRIOR_BINS,
+    Counts,
+    score,
+    score_on_host,
+)
+from diffup_jax.types import DiffUpError
 
-PRIOR_BINS = 256
-# A float32's leading bits are its exponent and 5 bits of mantissa: shifting the other
-# 18 away gives 32 bins to the octave, monotone and without a logarithm's rounding.
-_ERROR_SHIFT, _ERROR_OCTAVES = 18, 20
-_ERROR_FIRST = (127 - _ERROR_OCTAVES) << (23 - _ERROR_SHIFT)
-ERROR_BINS = _ERROR_OCTAVES << (23 - _ERROR_SHIFT)
-
-
-class Counts(NamedTuple):
-    """What `score` answers for a batch; the axis of size 2 is the b of equation (1).
-
-    `prior` counts pixels by (truth, bin): bin 0 holds those that another way's prior
-    wins, bin 1 + j values in [j/256, (j+1)/256). The other two count by (wrong, bin).
-    """
-
-    intersection: Int[Any, "b n 2"]
-    union: Int[Any, "b n 2"]
-    prior: Int[Any, "b n 2 bins"]
-    variance: Int[Any, "b 2 error_bins"]
-    uncertainty: Int[Any, "b 2 error_bins"]
-    finite: Bool[Any, " b"]
+__all__ = [
+    "Counts",
+    "Scores",
+    "State",
+    "bootstrap_interval",
+    "compute",
+    "episode_ious",
+    "merge",
+    "score",
+    "score_on_host",
+    "update",
+    "zero",
+]
 
 
 class State(NamedTuple):
@@ -95,52 +84,6 @@ class Scores(NamedTuple):
     everything_foreground: float
     auroc_variance: float | None
     auroc_uncertainty: float | None
-
-
-@jax.jit
-def score(
-    prob: Float[Array, "b n h w"],
-    maps: Mapping[str, Float[Array, "b n h w"]],
-    episode: Episode,
-) -> Counts:
-    """Counts of a batch. `maps` needs prior_mean, prior_variance and uncertainty.
-
-    `prob` and the maps are at the query's size, `prob` and the prior mean in [0, 1].
-    An episode with a NaN or an infinity in any of them answers `finite` False.
-    """
-    prob = prob.astype(jnp.float32)
-    mean, variance, uncertainty = (
-        maps[name].astype(jnp.float32)
-        for name in ("prior_mean", "prior_variance", "uncertainty")
-    )
-    truth = episode.query_mask > 0.5
-    valid = jnp.broadcast_to(episode.query_valid[:, None], truth.shape)
-    pred = _wins(prob) & (prob > 0.5)
-
-    intersection, union = [], []
-    for is_b, truth_b in ((~pred, ~truth), (pred, truth)):
-        intersection.append(jnp.sum(is_b & truth_b & valid, axis=(2, 3)))
-        union.append(jnp.sum((is_b | truth_b) & valid, axis=(2, 3)))
-
-    level = jnp.clip(jnp.floor(mean * PRIOR_BINS), 0, PRIOR_BINS - 1)
-    level = jnp.where(_wins(mean), level.astype(jnp.int32) + 1, 0)
-    wrong = pred != truth
-    by_error = [
-        _histogram(_log_bin(values), wrong, valid, ERROR_BINS).sum(axis=1)
-        for values in (variance, uncertainty)
-    ]
-    finite = [
-        jnp.all(jnp.isfinite(values), axis=(1, 2, 3))
-        for values in (prob, mean, variance, uncertainty)
-    ]
-    return Counts(
-        intersection=jnp.stack(intersection, axis=-1),
-        union=jnp.stack(union, axis=-1),
-        prior=_histogram(level, truth, valid, PRIOR_BINS + 1),
-        variance=by_error[0],
-        uncertainty=by_error[1],
-        finite=jnp.all(jnp.stack(finite), axis=0),
-    )
 
 
 def zero(classes: Sequence[int]) -> State:
@@ -307,33 +250,6 @@ def episode_ious(state: State) -> Float[np.ndarray, " episodes"]:
     total = np.bincount(rows, weights=ious * shown, minlength=len(numbers))
     ways = np.bincount(rows, weights=shown, minlength=len(numbers))
     return np.where(ways > 0, total / np.maximum(ways, 1), np.nan)
-
-
-def _wins(values: Float[Array, "b n h w"]) -> Bool[Array, "b n h w"]:
-    ways = jnp.arange(values.shape[1])[None, :, None, None]
-    return jnp.argmax(values, axis=1, keepdims=True) == ways
-
-
-def _log_bin(values: Float[Array, "b n h w"]) -> Int[Array, "b n h w"]:
-    # Negative zero has the sign bit set and would land below; the maximum removes it.
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0.0) + 0.0, jnp.int32)
-    return jnp.clip((bits >> _ERROR_SHIFT) - _ERROR_FIRST, 0, ERROR_BINS - 1)
-
-
-def _histogram(
-    index: Int[Array, "b n h w"],
-    label: Bool[Array, "b n h w"],
-    valid: Bool[Array, "b n h w"],
-    bins: int,
-) -> Int[Array, "b n 2 bins"]:
-    def count(flat):
-        return jnp.zeros(2 * bins + 1, jnp.int32).at[flat].add(1)
-
-    # Ignored pixels go to one bin past the end, which is cut off.
-    flat = jnp.where(valid, label * bins + index, 2 * bins)
-    rows = flat.shape[0] * flat.shape[1]
-    counts = jax.vmap(count)(flat.reshape(rows, -1))
-    return counts[:, :-1].reshape(*flat.shape[:2], 2, bins)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,0 +1,154 @@
+"""F6: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
+
+    diffup doctor DATA [--kind KIND] [--split SPLIT]
+    diffup backbones list [NAME ...]
+    diffup backbones fetch NAME [--weights WEIGHTS]
+    diffup backbones check NAME [--weights WEIGHTS]
+
+A command is a function that adds its arguments to a parser and one that runs and
+answers the exit status. It imports what it needs when it runs: no command waits for a
+library that only another one uses. A DiffUpError or a wrong argument is printed as one
+message and the process exits with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+
+from diffup_jax import __version__
+from diffup_jax.types import DiffUpError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What one word does: its help, its arguments, and the function behind it."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status. None = the arguments of the process."""
+    parser = argparse.ArgumentParser(
+        prog="diffup", description="Few-shot semantic segmentation with DiffUp."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    _add_words(parser, COMMANDS, into="command")
+    options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command].run(options)
+    except DiffUpError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _add_words(parser, commands: dict[str, Command], *, into: str) -> None:
+    words = parser.add_subparsers(dest=into, required=True, metavar=into.upper())
+    for name, command in commands.items():
+        command.arguments(
+            words.add_parser(name, help=command.help, description=command.help)
+        )
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="folder of the data set")
+    parser.add_argument(
+        "--kind",
+        help="its layout, a value of config.data.source; recognised when not given",
+    )
+    parser.add_argument("--split", help="only this split; all of them when not given")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from diffup_jax.data import doctor
+
+    report = doctor.examine(options.data, kind=options.kind, split=options.split)
+    print(report.text(), flush=True)
+    return 1 if report.problems else 0
+
+
+def _backbones_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_words(parser, BACKBONES, into="action")
+
+
+def _backbones(options: argparse.Namespace) -> int:
+    return BACKBONES[options.action].run(options)
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="only these, with all their levels; all, with those of their priors, when "
+        "not given",
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    from diffup_jax.backbones import catalogue
+
+    print(catalogue.text(catalogue.entries(options.names)), flush=True)
+    return 0
+
+
+def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="see: diffup backbones list")
+    parser.add_argument(
+        "--weights",
+        help="a folder, a file, or a Hugging Face id; its default weights when not "
+        "given",
+    )
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from diffup_jax import backbones
+
+    source = backbones.locate(options.name, weights=options.weights)
+    backbone = backbones.get(options.name, weights=options.weights)
+    files = "\n".join(f"  {file}" for file in source.files)
+    print(f"{backbone.name}: {backbone.weights} ({backbone.digest})\n{files}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from diffup_jax.backbones import check
+
+    backbone, errors = check.compare(options.name, weights=options.weights)
+    print(f"{backbone.name}: {backbone.weights} ({backbone.digest})")
+    print(check.text(errors), flush=True)
+    return int(max(errors.values()) > check.TOLERANCE)
+
+
+BACKBONES = {
+    "list": Command(
+        "Name, size, levels, text tower, default weights and licence of each backbone.",
+        _list_arguments,
+        _list,
+    ),
+    "fetch": Command(
+        "Download a backbone's weights and convert them.", _weights_arguments, _fetch
+    ),
+    "check": Command(
+        "Compare with the torch reference on the same weights (exit status 1).",
+        _weights_arguments,
+        _check,
+    ),
+}
+
+COMMANDS = {
+    "doctor": Command(
+        "Check every file of a data set and list every problem (exit status 1).",
+        _doctor_arguments,
+        _doctor,
+    ),
+    "backbones": Command(
+        "The networks that see: list them, fetch their weights, check them.",
+        _backbones_arguments,
+        _backbones,
+    ),
+}

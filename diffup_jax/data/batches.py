@@ -1,0 +1,296 @@
+"""Draws become arrays: one batch of training or evaluation episodes, filled in place.
+
+A batch is a pure function of its recipe and its number. The query is drawn from way 0's
+class; another way may be absent from it, then its query mask is empty. A pixel that any
+way's labels ignore is ignored for all.
+
+A damaged file stops the run by its name, or (on_error "skip") is left out: in training
+the episode is replaced by that of another index, index + a 2^40 in the a-th try, so it
+still depends on (seed, index) and the files alone; in evaluation the batch has one
+episode less. What was left out travels with the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from diffup_jax.data import augment as augmentation
+from diffup_jax.data import cues as cue_maker
+from diffup_jax.data import frames, regions
+from diffup_jax.data.augment import Augment
+from diffup_jax.data.cues import Conventions
+from diffup_jax.data.episodes import Draw, training_draw
+from diffup_jax.data.frames import View
+from diffup_jax.data.protocols import Protocol
+from diffup_jax.data.sources import Source
+from diffup_jax.types import CUES, TEXT_LENGTH, DiffUpError, Episode
+
+ON_ERROR = ("stop", "skip")
+
+# Keeps shot numbers, cues and augmentation apart from the stream of `training_draw`.
+_STREAM = 3
+# Tries for one training episode, and how far apart they lie: beyond any run's end.
+_TRIES, _APART = 20, 1 << 40
+
+
+class TrainingBatch(NamedTuple):
+    """`damaged`: one message for each training episode that had to be replaced."""
+
+    episode: Episode
+    damaged: tuple[str, ...]
+
+
+class Truth(NamedTuple):
+    """What one episode is scored against at its query's own size."""
+
+    masks: Bool[np.ndarray, "n h w"]
+    valid: Bool[np.ndarray, "h w"]
+
+
+class EvaluationBatch(NamedTuple):
+    """Some episodes of an evaluation list; rows from len(places) on are padding.
+
+    `places` int64: where each real episode stands in the list. `truths`: one per real
+    episode, or none when the protocol scores at the network's size. `empty` queries
+    and `damaged` episodes (one message each) of this stretch are left out.
+    """
+
+    episode: Episode
+    places: np.ndarray
+    truths: tuple[Truth, ...]
+    empty: int
+    damaged: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Training:
+    """See `pipeline.training_dataset`; `first_row`, `rows` are this process's part."""
+
+    source: Source
+    classes: tuple[int, ...]
+    seed: int
+    batch_size: int
+    first_row: int
+    rows: int
+    image_size: int
+    max_shots: int
+    ways: int
+    cues: tuple[str, ...]
+    conventions: Conventions
+    augment: Augment | None
+    on_error: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """See `pipeline.evaluation_batches`; `kinds` is the mixture its cue names."""
+
+    source: Source
+    draws: tuple[Draw, ...]
+    numbers: tuple[int, ...]
+    kinds: tuple[str, ...]
+    conventions: Conventions
+    protocol: Protocol
+    image_size: int
+    batch_size: int
+    seed: int
+    on_error: str
+
+
+def blank(rows: int, shots: int, size: int, *, ways: int = 1) -> Episode:
+    """A batch with nothing in it, to be filled in place (no copies)."""
+    return Episode(
+        query=np.zeros((rows, size, size, 3), np.uint8),
+        query_mask=np.zeros((rows, ways, size, size), np.float32),
+        query_valid=np.zeros((rows, size, size), bool),
+        support=np.zeros((rows, ways, shots, size, size, 3), np.uint8),
+        cue_fg=np.zeros((rows, ways, shots, size, size), np.float32),
+        cue_bg=np.zeros((rows, ways, shots, size, size), np.float32),
+        cue_kind=np.zeros((rows, ways, shots), np.int32),
+        text_ids=np.zeros((rows, ways, TEXT_LENGTH), np.int32),
+        shot_valid=np.zeros((rows, ways, shots), bool),
+        text_valid=np.zeros((rows, ways), bool),
+        class_id=np.zeros((rows, ways), np.int32),
+    )
+
+
+def training_batch(recipe: Training, step: int) -> TrainingBatch:
+    """Batch `step` of a run. Raises DiffUpError for a damaged file (see above)."""
+    size = recipe.image_size
+    batch = blank(recipe.rows, recipe.max_shots, size, ways=recipe.ways)
+    first = int(step) * recipe.batch_size + recipe.first_row
+    damaged: list[str] = []
+    for row in range(recipe.rows):
+        for attempt in range(_TRIES):
+            try:
+                _fill_training(recipe, first + row + attempt * _APART, batch, row)
+                break
+            except DiffUpError as error:
+                if recipe.on_error == "stop":
+                    raise
+                _clear(batch, row)
+                damaged.append(str(error))
+        else:
+            raise DiffUpError(
+                f"{_TRIES} training episodes one after the other are damaged; the last "
+                f"one: {damaged[-1]}"
+            )
+    return TrainingBatch(batch, tuple(damaged))
+
+
+def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
+    """Batch `step` of a list. Raises DiffUpError for a damaged file (see above)."""
+    first = int(step) * recipe.batch_size
+    part = slice(first, first + recipe.batch_size)
+    draws = recipe.draws[part]
+    ways, shots = len(draws[0].supports), len(draws[0].supports[0])
+    batch = blank(recipe.batch_size, shots, recipe.image_size, ways=ways)
+    places: list[int] = []
+    truths: list[Truth] = []
+    damaged: list[str] = []
+    for draw, number in zip(draws, recipe.numbers[part], strict=True):
+        row = len(places)
+        try:
+            truth = _fill_evaluation(recipe, draw, batch, row)
+        except DiffUpError as error:
+            if recipe.on_error == "stop":
+                raise
+            _clear(batch, row)
+            damaged.append(str(error))
+            continue
+        if recipe.protocol.skip_empty and not batch.query_mask[row, 0].any():
+            _clear(batch, row)
+            continue
+        places.append(number)
+        truths.append(truth)
+    for leaf in batch if places else ():
+        leaf[len(places) :] = leaf[len(places) - 1]
+    return EvaluationBatch(
+        batch,
+        np.array(places, np.int64),
+        tuple(truths) if recipe.protocol.scored_at == "original" else (),
+        len(draws) - len(places) - len(damaged),
+        tuple(damaged),
+    )
+
+
+def _fill_training(recipe: Training, index: int, batch: Episode, row: int) -> None:
+    source = recipe.source
+    generator = np.random.default_rng((recipe.seed, index, _STREAM))
+    draw = training_draw(
+        source,
+        recipe.classes,
+        ways=recipe.ways,
+        shots=int(generator.integers(1, recipe.max_shots + 1)),
+        seed=recipe.seed,
+        index=index,
+    )
+
+    def view(image, masks, ignore, instances) -> View:
+        maps = image, masks, ignore, instances
+        if recipe.augment is None:
+            size = recipe.image_size
+            return frames.enter_support(*maps, frame="square", size=size)
+        return augmentation.augment(
+            *maps,
+            generator=generator,
+            settings=recipe.augment,
+            size=recipe.image_size,
+        )
+
+    # Nothing is drawn for it unless it is asked for: other runs keep their episodes.
+    share = recipe.augment.regions if recipe.augment else 0.0
+    if share and generator.random() < share:
+        draw, source = regions.episode(source, draw, generator=generator)
+    image, masks, ignore = _query(source, draw)
+    _put_query(batch, row, draw, view(image, masks, ignore, None))
+    for way, images in enumerate(draw.supports):
+        for shot, image_id in enumerate(images):
+            kind = recipe.cues[generator.integers(len(recipe.cues))]
+            pixels = _support(
+                source, image_id, draw.class_ids[way], kind, recipe.conventions
+            )
+            seen, at = view(*pixels), (row, way, shot)
+            _put_support(batch, at, seen, kind, generator, recipe.conventions)
+
+
+def _fill_evaluation(recipe: Evaluation, draw: Draw, batch: Episode, row: int) -> Truth:
+    source, rule = recipe.source, recipe.protocol
+    entering = {"frame": rule.frame, "size": recipe.image_size}
+    image, masks, ignore = _query(source, draw)
+    if not rule.query_ignore:
+        ignore = np.zeros_like(ignore)
+    _put_query(batch, row, draw, frames.enter(image, masks, ignore, None, **entering))
+    for way, images in enumerate(draw.supports):
+        for shot, image_id in enumerate(images):
+            kind = recipe.kinds[shot % len(recipe.kinds)]
+            class_id = draw.class_ids[way]
+            pixels = _support(source, image_id, class_id, kind, recipe.conventions)
+            if not rule.support_ignore:
+                pixels = pixels._replace(ignore=np.zeros_like(pixels.ignore))
+            seen, at = frames.enter_support(*pixels, **entering), (row, way, shot)
+            generator = cue_maker.cue_generator(recipe.seed, image_id, class_id)
+            _put_support(batch, at, seen, kind, generator, recipe.conventions)
+    return Truth(masks & ~ignore, ~ignore)
+
+
+def _query(source: Source, draw: Draw):
+    """Image [h w 3], one mask per way [n h w] and the ignored pixels [h w]."""
+    image = source.image(draw.query)
+    pairs = [source.mask(draw.query, class_id) for class_id in draw.class_ids]
+    masks, ignores = (np.stack(maps) for maps in zip(*pairs, strict=True))
+    _require_pixels(masks[0], source, draw.query, draw.class_ids[0])
+    ignore = ignores.any(axis=0)
+    return image, masks, ignore
+
+
+def _support(source: Source, image_id: str, class_id: int, kind, conventions) -> View:
+    """A support at its own size, with its instances where the cue asks for them."""
+    mask, ignore = source.mask(image_id, class_id)
+    _require_pixels(mask, source, image_id, class_id)
+    instances = None
+    if kind == "box" and conventions.box == "instance":
+        instances = source.instances(image_id, class_id)
+    return View(source.image(image_id), mask[None], ignore, instances)
+
+
+def _require_pixels(
+    mask: np.ndarray, source: Source, image_id: str, class_id: int
+) -> None:
+    if not mask.any():
+        raise DiffUpError(
+            f"image {image_id} has no pixel of class {class_id} "
+            f"({source.class_names[class_id]}) in {source.root}; correct its "
+            "annotation, or draw episodes only from images that contain their class."
+        )
+
+
+def _put_query(batch: Episode, row: int, draw: Draw, view: View) -> None:
+    batch.query[row] = view.image
+    batch.query_mask[row] = view.masks & ~view.ignore
+    batch.query_valid[row] = ~view.ignore
+    batch.class_id[row] = draw.class_ids
+
+
+def _put_support(batch, at, view: View, kind, generator, conventions) -> None:
+    batch.support[at] = view.image
+    batch.cue_fg[at], batch.cue_bg[at] = cue_maker.make_cue(
+        kind,
+        view.masks[0],
+        generator=generator,
+        size=view.ignore.shape[0],
+        ignore=view.ignore,
+        conventions=conventions,
+        instances=view.instances,
+    )
+    batch.cue_kind[at] = CUES.index(kind)
+    batch.shot_valid[at] = True
+
+
+def _clear(batch: Episode, row: int) -> None:
+    for leaf in batch:
+        leaf[row] = 0

@@ -1,0 +1,154 @@
+"""Values of the right type that no run could use, told by name before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffup_jax.data import batches, benchmarks, coco, cues, episodes, protocols
+from diffup_jax.settings.sections import EvalSettings, Settings
+from diffup_jax.uqdd import SIZES
+
+METHODS = ("diffup", "prior")
+
+
+def implausible(settings: Settings) -> list[str]:
+    """One sentence for each such value."""
+    data, train, evaluation = settings.data, settings.train, settings.eval
+    one_of = {
+        "method": (settings.method, METHODS),
+        "decoder.size": (settings.decoder.size, tuple(SIZES)),
+        "eval.protocol": (evaluation.protocol, tuple(protocols.PROTOCOLS)),
+        "data.source": (data.source, tuple(benchmarks.BENCHMARKS)),
+        "data.crowd": (data.crowd, coco.CROWD),
+        "data.overlap": (data.overlap, coco.OVERLAP),
+        "data.box": (data.box, cues.BOXES),
+        "data.scribble": (data.scribble, cues.SCRIBBLES),
+        "data.on_error": (data.on_error, batches.ON_ERROR),
+    }
+    checks = [
+        (value in known, f"config.{name}", value, known)
+        for name, (value, known) in one_of.items()
+    ]
+    checks += [
+        (
+            0 < data.val_fraction < 1,
+            "config.data.val_fraction",
+            data.val_fraction,
+            "a share between 0 and 1",
+        ),
+        (
+            0 <= train.ema_decay < 1,
+            "config.train.ema_decay",
+            train.ema_decay,
+            "a number in [0, 1)",
+        ),
+        (
+            0 <= data.min_area < 1,
+            "config.data.min_area",
+            data.min_area,
+            "a share of the image in [0, 1)",
+        ),
+        (
+            bool(evaluation.shots) and min(evaluation.shots) >= 1,
+            "config.eval.shots",
+            evaluation.shots,
+            "numbers of at least 1",
+        ),
+    ]
+    positive = {
+        "train.steps": train.steps,
+        "train.batch_size": train.batch_size,
+        "train.max_shots": train.max_shots,
+        "train.log_every": train.log_every,
+        "train.val_every": train.val_every,
+        "train.val_episodes": train.val_episodes,
+        "train.checkpoint_every": train.checkpoint_every,
+        "train.keep": train.keep,
+        "sampler.steps": settings.sampler.steps,
+        "sampler.samples": settings.sampler.samples,
+        "eval.batch_size": evaluation.batch_size,
+        "decoder.mask_stride": settings.decoder.mask_stride,
+        "prior.grid_stride": settings.prior.grid_stride,
+        "prior.affinity_stride": settings.prior.affinity_stride,
+        "data.image_size": data.image_size,
+    }
+    checks += [
+        (value >= 1, f"config.{name}", value, "at least 1")
+        for name, value in positive.items()
+    ]
+    above_zero = {
+        "train.learning_rate": train.learning_rate,
+        "train.clip_norm": train.clip_norm,
+        "process.signal_scale": settings.process.signal_scale,
+        "losses.time_bias": settings.losses.time_bias,
+        "prior.temperature": settings.prior.temperature,
+        "prior.fusion_temperature": settings.prior.fusion_temperature,
+    }
+    checks += [
+        (value > 0, f"config.{name}", value, "more than 0")
+        for name, value in above_zero.items()
+    ]
+    not_negative = {
+        "train.warmup_steps": train.warmup_steps,
+        "train.weight_decay": train.weight_decay,
+        "process.condition_strength": settings.process.condition_strength,
+        "eval.gallery": evaluation.gallery,
+        "eval.episodes": evaluation.episodes,
+        "data.workers": data.workers,
+    }
+    checks += [
+        (value >= 0, f"config.{name}", value, "at least 0")
+        for name, value in not_negative.items()
+    ]
+    shares = {
+        "sampler.eta": settings.sampler.eta,
+        "augment.flip": settings.augment.flip,
+        "augment.grey": settings.augment.grey,
+        "augment.regions": settings.augment.regions,
+        **{
+            f"losses.{name}": getattr(settings.losses, name)
+            for name in ("pure_noise", "from_own", "from_prior")
+            + ("self_conditioning", "prior_dropout")
+        },
+    }
+    checks += [
+        (0 <= value <= 1, f"config.{name}", value, "a number in [0, 1]")
+        for name, value in shares.items()
+    ]
+    # Text cues need a backbone with a text tower; none of those known has one.
+    checks.append(
+        (
+            bool(train.cues) and set(train.cues) <= set(cues.KINDS),
+            "config.train.cues",
+            train.cues,
+            f"some of {', '.join(cues.KINDS)}",
+        )
+    )
+    checks += _evaluation_cues(evaluation)
+    known = protocols.PROTOCOLS.get(evaluation.protocol)
+    most = {"train": episodes.MOST_WAYS, "eval": known.most_ways if known else 1}
+    for name, ways in (("train", train.ways), ("eval", evaluation.ways)):
+        expected = f"1 to {most[name]}"
+        if name == "eval" and known:
+            expected += f", the ways of protocol {known.name}"
+        checks.append((1 <= ways <= most[name], f"config.{name}.ways", ways, expected))
+    return [
+        f"{name}: got {value!r}, expected {expected}"
+        for fine, name, value, expected in checks
+        if not fine
+    ]
+
+
+def _evaluation_cues(options: EvalSettings) -> list[tuple[bool, str, Any, str]]:
+    """One check per cue; a mixture needs a shot for each of its kinds."""
+    name, least = "config.eval.cues", min(options.shots, default=1)
+    kinds = ", ".join(cues.KINDS)
+    checks = [(bool(options.cues), name, options.cues, f"some of {kinds}")]
+    for cue in options.cues:
+        parts = cue.split("+")
+        fine = set(parts) <= set(cues.KINDS) and len(set(parts)) == len(parts)
+        expected = f"one of {kinds}, or several joined by '+'"
+        checks.append((fine, name, cue, expected))
+        expected = f"a shot for each of its kinds; config.eval.shots has {least}"
+        checks.append((not fine or len(parts) <= least, name, cue, expected))
+    return checks
