@@ -5,23 +5,25 @@ a file only when every source key is used by a row or named by an ignore pattern
 target is filled exactly once, shapes agree and all values are finite; every problem
 found is told in one error. So a silent partial load cannot happen.
 
-Files: safetensors, npz (never with pickled objects), and `.pth`/`.pt` when torch is
-installed (weights only, no code is run). Targets are nested dictionaries; their paths
-are written with "/", as in `params/stem_conv/kernel`.
+Files: safetensors (memory-mapped: what is not touched is not read), npz (never with
+pickled objects), and `.pth`/`.pt` when torch is installed (weights only, no code is
+run). Targets are nested dictionaries; their paths are written with "/", as in
+`params/stem_conv/kernel`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffup_jax.types import DiffUpError
@@ -30,7 +32,20 @@ PROVIDE = (
     "Give the file with --config.backbone.weights=PATH, or ask for untrained values by "
     'name with --config.backbone.weights=random (weights="random").'
 )
-_READABLE = (".safetensors", ".npz", ".pth", ".pt")
+READABLE = (".safetensors", ".npz", ".pth", ".pt")
+# What safetensors calls the element types that weights come in.
+_TYPES = {
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("int64"),
+    "I32": np.dtype("int32"),
+    "U8": np.dtype("uint8"),
+    "BOOL": np.dtype("bool"),
+}
+# XLA takes an array over without a copy only from such an address.
+_ALIGNED = 64
 # An error shows this many problems of each kind; a wrong file can have hundreds.
 _SHOWN = 5
 
@@ -76,14 +91,14 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     file = Path(os.path.expandvars(path)).expanduser()
     if not file.is_file():
         raise DiffUpError(f"No weights file at {str(file)!r}. {PROVIDE}")
-    if file.suffix not in _READABLE:
+    if file.suffix not in READABLE:
         raise DiffUpError(
             f"Weights file {str(file)!r} ends with {file.suffix!r}; this program reads "
-            f"{', '.join(_READABLE)}. {PROVIDE}"
+            f"{', '.join(READABLE)}. {PROVIDE}"
         )
     try:
         if file.suffix == ".safetensors":
-            return safetensors.numpy.load_file(file)
+            return _mapped(file)[0]
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
@@ -115,14 +130,28 @@ def save(path: str | os.PathLike, params: Mapping[str, Any], *, half: bool) -> N
                 f"{key} holds values that are not finite{' in float16' * half}; "
                 f"{str(path)!r} was not written. Save a healthy state, or without half."
             )
-        arrays[key] = np.ascontiguousarray(array)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+        arrays[key] = array
+    _write(Path(path), arrays, {})
+
+
+def save_converted(
+    path: str | os.PathLike, params: Mapping[str, Any], *, digest: str
+) -> None:
+    """Write float32 `params`, known to be sound, for `load_converted`."""
+    _write(Path(path), flatten_dict(params, sep="/"), {"digest": digest})
+
+
+def load_converted(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
+    """(params, digest) of a file by `save_converted`, memory-mapped: no value is read
+    before it is used, so this takes milliseconds for any size.
+
+    Raises DiffUpError when the file is damaged.
+    """
     try:
-        partial.write_bytes(safetensors.numpy.save(arrays))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        arrays, facts = _mapped(Path(path))
+        return unflatten_dict(arrays, sep="/"), facts["digest"]
+    except Exception as error:  # as in `read`
+        raise DiffUpError(f"{str(path)!r} is damaged ({error}); delete it.") from error
 
 
 def best_table(
@@ -201,7 +230,8 @@ def convert(
 
 def random(target_shapes: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     """Untrained values by numpy: kernels He-normal over their fan-in (arXiv
-    1502.01852), `scale` and `var` one, everything else zero.
+    1502.01852), other arrays of two or more axes (positions, embeddings) normal with
+    deviation 0.02, `scale` and `var` one, everything else zero.
 
     Made here rather than by the module's own initialisers because compiling those takes
     many seconds for a deep network.
@@ -210,8 +240,9 @@ def random(target_shapes: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     made = {}
     for path, like in sorted(flatten_dict(target_shapes, sep="/").items()):
         leaf = path.rpartition("/")[2]
-        if leaf == "kernel":
-            deviation = np.sqrt(2.0 / np.prod(like.shape[:-1]))
+        if leaf == "kernel" or len(like.shape) >= 2:
+            fan = np.prod(like.shape[:-1])
+            deviation = np.sqrt(2.0 / fan) if leaf == "kernel" else 0.02
             made[path] = np.float32(deviation) * generator.standard_normal(
                 like.shape, dtype=np.float32
             )
@@ -231,6 +262,62 @@ def digest(params: Mapping[str, Any]) -> str:
     return state.hexdigest()[:16]
 
 
+def _mapped(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of a safetensors file. The arrays are views of the mapped
+    file, writable without changing it.
+    """
+    with safetensors.safe_open(file, framework="numpy") as checked:
+        del checked  # opening it has judged the header against the file's size
+    with open(file, "rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(start - 8))
+    metadata = header.pop("__metadata__", {})
+    data = np.memmap(file, dtype=np.uint8, mode="c")
+    arrays = {}
+    for key, entry in header.items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        dtype = _TYPES.get(entry["dtype"])
+        if dtype is None:
+            raise DiffUpError(
+                f"Weights file {str(file)!r} holds {key} as {entry['dtype']}; expected "
+                f"one of {', '.join(_TYPES)}. Save it as F32."
+            )
+        arrays[key] = np.asarray(data[first:last]).view(dtype).reshape(entry["shape"])
+    return arrays, metadata
+
+
+def _write(target: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """A safetensors file that is whole or absent.
+
+    Written here, not by the library, to place arrays where XLA can take them over as
+    they lie: those of a whole number of blocks first, behind a padded header.
+    """
+    names = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
+    arrays = {key: np.asarray(arrays[key], order="C") for key in sorted(arrays)}
+    keys = sorted(arrays, key=lambda key: (arrays[key].nbytes % _ALIGNED != 0, key))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for key in keys:
+        array = arrays[key]
+        header[key] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (offset, offset + array.nbytes),
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNED)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for key in keys:
+                stream.write(arrays[key].reshape(-1).view(np.uint8))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _fill(row: Row, source, shape: tuple[int, ...], problems) -> np.ndarray:
     array = source[row.source]
     # By name: bfloat16 is an extension type, which np.floating does not cover.
@@ -245,7 +332,7 @@ def _fill(row: Row, source, shape: tuple[int, ...], problems) -> np.ndarray:
             f"{row.source} gives {given}, {row.target} needs {tuple(shape)}"
         )
         return array
-    array = np.ascontiguousarray(row.transform(array.astype(np.float32)))
+    array = np.asarray(row.transform(array.astype(np.float32)), order="C")
     if not np.isfinite(array).all():
         problems["not finite floating-point numbers"].append(row.source)
     return array

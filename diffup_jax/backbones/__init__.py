@@ -1,9 +1,19 @@
 """F2: frozen feature extractors behind one door, `get(name, weights=...)`.
 
-A backbone is data (a recipe: module, levels, normalisation, file layouts) plus weights.
-Its answer is `types.Features`: named levels of known stride and channels. It is frozen:
-gradients stop at its outputs. New networks are a new file here with `VARIANTS` and
-`recipe(name)`, and one more entry in the tuple of files below.
+    bb = backbones.get("resnet50", weights=None)      # default weights of the table
+    bb = backbones.from_folder("my_dinov2")           # any size, by its config.json
+    features = bb(images)                             # uint8 or [0, 1], NHWC
+    features.levels["stage4.block2"], features.last   # [b p q c]
+
+A backbone is data (a recipe: module, levels, normalisation, file layouts, default
+weights) plus weights. Its answer is `types.Features`: named levels of known stride and
+channels, float32 whatever it computes in. It is frozen: gradients stop at its outputs.
+One with a text tower also answers `features.joint` [b p q d], and `encode_text` [n d],
+both of length 1: their product is the dense image-text similarity.
+
+Networks are files here with `VARIANTS`, `recipe(name)`, `recipe_of(variant)` and
+`from_config(config)`; a new one is one more word in `_FAMILIES`. They are imported when
+the first name is looked up.
 """
 
 from __future__ import annotations
@@ -11,24 +21,31 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import importlib.resources
+import importlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from diffup_jax import weights as weight_files
-from diffup_jax.backbones import resnet, squeezenet
-from diffup_jax.backbones.recipe import Normalise
+from diffup_jax.backbones import stores
+from diffup_jax.backbones.recipe import Normalise, Recipe, TextRecipe, dtype_of
 from diffup_jax.types import DiffUpError, Features, Level
 
-_FILES = (resnet, squeezenet)
+_FAMILIES = (
+    *("resnet", "vgg", "squeezenet", "vit", "dinov2", "dinov3", "swin", "convnext"),
+    *("clip", "clip_resnet", "siglip"),
+)
 # Untrained weights are named by the word alone, so they must be the same every time.
 _RANDOM_SEED = 0
+_HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +53,11 @@ class Backbone:
     """A network with its weights.
 
     `levels` lists every level it answers, in order, `prior_levels` the names used for
-    priors unless a config says otherwise; `digest` identifies the weights (16 hex
-    digits), `weights` says where they came from: "packaged", "random" or the path.
+    priors unless a config says otherwise; images must have sides that are multiples of
+    `multiple_of`. `digest` identifies the weights of all towers (16 hex digits),
+    `weights` says where they came from: "packaged", "random", the path or the Hugging
+    Face id. `text` and `text_params` are the text tower and its weights, or None;
+    `folder` is where its tokenizer's files are; `debias` as in `Recipe`.
     """
 
     name: str
@@ -48,7 +68,16 @@ class Backbone:
     normalise: Normalise
     digest: str
     weights: str
-    has_text: bool
+    multiple_of: int
+    debias: int
+    text: TextRecipe | None
+    text_params: dict[str, Any] | None
+    folder: Path
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are `Features.joint`, `encode_text` and `score`."""
+        return self.text is not None
 
     def apply(
         self,
@@ -64,7 +93,7 @@ class Backbone:
         flows to the images or to `params`.
         """
         x = images if normalised else to_network(images, self.normalise)
-        return jax.lax.stop_gradient(self.module.apply(params, x))
+        return _frozen(self.module.apply(params, x))
 
     def __call__(
         self,
@@ -74,62 +103,149 @@ class Backbone:
         """`apply` with the backbone's own weights, compiled once per image shape."""
         return self._compiled(self.params, images, normalised=normalised)
 
+    def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "n t"]:
+        """Texts to the token ids of the text tower, t its context length.
+
+        Raises DiffUpError without a text tower or without the tokenizer's files.
+        """
+        from diffup_jax.backbones import tokenizer
+
+        text = self._with_text()
+        if isinstance(texts, str):
+            raise DiffUpError(f"One string {texts!r} given; expected a list of texts.")
+        return tokenizer.get(
+            text.tokenizer, folder=self.folder, length=text.context_length
+        )(texts)
+
+    def apply_text(
+        self, text_params: dict[str, Any], ids: Int[Array | np.ndarray, "n t"]
+    ) -> Float[Array, "n d"]:
+        """Token ids to embeddings of length 1; pure in `text_params`, no gradient."""
+        return _frozen(self._with_text().module.apply(text_params, ids))
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Array, "n d"]:
+        """Texts to embeddings of length 1 in the space of `Features.joint`."""
+        return self._compiled_text(self.text_params, self.tokenize(texts))
+
+    def score(
+        self, images: Shaped[Array | np.ndarray, "b h w 3"], texts: Sequence[str]
+    ) -> Float[Array, "b n"]:
+        """The reference's global score of each image for each text (its logits)."""
+        embeddings = self.encode_text(texts)
+        return self._compiled_score(self.params, self.text_params, images, embeddings)
+
+    def _with_text(self) -> TextRecipe:
+        if self.text is None:
+            raise DiffUpError(
+                f"Backbone {self.name!r} has no text tower. Ones that have: see the "
+                "column 'text' of: diffup backbones list"
+            )
+        return self.text
+
+    def _score(self, params, text_params, images, embeddings):
+        x = to_network(images, self.normalise)
+        own = self.module.apply(params, x, method="embed").astype(jnp.float32)
+        scale, bias = self.text.module.apply(text_params, method="scale")
+        return _frozen(scale * own @ embeddings.T + bias)
+
     @functools.cached_property
     def _compiled(self):
         return jax.jit(self.apply, static_argnames="normalised")
 
+    @functools.cached_property
+    def _compiled_text(self):
+        return jax.jit(self.apply_text)
+
+    @functools.cached_property
+    def _compiled_score(self):
+        return jax.jit(self._score)
+
 
 def names() -> tuple[str, ...]:
     """Every name `get` knows."""
-    return tuple(name for file in _FILES for name in file.VARIANTS)
+    return tuple(name for family in _families() for name in family.VARIANTS)
 
 
-def get(name: str, *, weights: str | None) -> Backbone:
-    """The backbone `name` with weights from "" or None (the file packaged with it), a
-    path (environment variables are expanded), or "random".
+def recipe(name: str, *, dtype: str = "float32") -> Recipe:
+    """What the table says about `name`. Raises DiffUpError for an unknown name."""
+    return _family(name).recipe(name, dtype=dtype_of(dtype))
 
-    Raises DiffUpError for an unknown name, a backbone without packaged weights, a
-    missing or damaged file, and a file of another network.
+
+def get(name: str, *, weights: str | None, dtype: str = "float32") -> Backbone:
+    """The backbone `name`, computing in `dtype` ("float32" or "bfloat16").
+
+    `weights` is "" or None (the file packaged with it, or its default Hugging Face id),
+    "random", a local folder or file (environment variables are expanded; .safetensors,
+    .npz, .pth), or a Hugging Face id (see `stores`). A local path wins over an id.
+    Parameters are float32 for either dtype.
+
+    Raises DiffUpError for an unknown name, missing or damaged files, files of another
+    network, and an id that is not in the cache and cannot be downloaded.
     """
-    file = next((f for f in _FILES if name in f.VARIANTS), None)
-    if file is None:
-        close = difflib.get_close_matches(name, names(), cutoff=0.4)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise DiffUpError(
-            f"Unknown backbone {name!r}.{hint} Known: {', '.join(names())}. "
-            "Choose one with --config.backbone.name=NAME."
-        )
-    recipe = file.recipe(name)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    # Shapes only: running (or even compiling) the initialisers takes many seconds.
-    shapes = jax.eval_shape(recipe.module.init, jax.random.key(0), image)
+    family = _family(name)
+    found = family.recipe(name, dtype=dtype_of(dtype))
     if weights == "random":
-        params, origin = weight_files.random(shapes, seed=_RANDOM_SEED), "random"
-    else:
-        path, origin = _locate(name, recipe.packaged, weights)
-        source = weight_files.read(path)
-        tables = (*recipe.tables, weight_files.own_layout(shapes))
-        table, known = weight_files.best_table(tables, source, target_shapes=shapes)
-        params = weight_files.convert(
-            table,
-            source,
-            target_shapes=shapes,
-            what=(
-                f"Backbone {name!r} was asked for, and {known} of the {len(source)} "
-                f"keys of the file {path!r} fit it"
-            ),
-        )
-    return Backbone(
-        name=name,
-        module=recipe.module,
-        params=jax.tree.map(jnp.asarray, params),
-        levels=recipe.levels,
-        prior_levels=recipe.prior_levels,
-        normalise=recipe.normalise,
-        digest=weight_files.digest(params),
-        weights=origin,
-        has_text=False,
+        return _random(name, found)
+    source = locate(name, weights=weights)
+    return _build(name, found, source, sizes=repr(family.VARIANTS[name]))
+
+
+def from_folder(path: str | os.PathLike, *, dtype: str = "float32") -> Backbone:
+    """A backbone of any size of a supported family, from a folder with Hugging Face's
+    config.json and safetensors, as `save_pretrained` writes it.
+
+    Its name is the folder's. Raises DiffUpError when the folder is not one, or holds a
+    network of another family.
+    """
+    folder = Path(os.path.expandvars(path)).expanduser()
+    config = stores.config(folder)
+    for family in _families():
+        variant = family.from_config(config)
+        if variant is not None:
+            name = folder.resolve().name
+            source = stores.locate(name, str(folder), packaged=None, hub="")
+            found = family.recipe_of(variant, dtype=dtype_of(dtype))
+            return _build(name, found, source, sizes=repr(variant))
+    raise DiffUpError(
+        f"{str(folder / 'config.json')!r} is of model_type "
+        f"{config.get('model_type')!r}; no network here is built from that. Families: "
+        f"{', '.join(_FAMILIES)}."
     )
+
+
+def hollow(name: str, *, dtype: str = "float32") -> Backbone:
+    """The backbone `name` with zeros that take no memory for weights: for shapes only.
+
+    Its parameters are real arrays (views of a single zero) of the right shapes.
+    """
+    found = recipe(name, dtype=dtype)
+    zeros = jax.tree.map(
+        lambda like: np.broadcast_to(np.zeros((), like.dtype), like.shape),
+        shapes(found),
+    )
+    return _assemble(name, found, zeros, digest="", origin="hollow", folder=_HERE)
+
+
+def shapes(recipe: Recipe) -> dict[str, Any]:
+    """{"image": shapes of the parameters, "text": of the text tower's, if it has one}.
+
+    Nothing is run: compiling the initialisers takes many seconds.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    side = -(-64 // recipe.multiple_of) * recipe.multiple_of
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    found = {"image": jax.eval_shape(recipe.module.init, key, image)}
+    if recipe.text is not None:
+        ids = jax.ShapeDtypeStruct((1, recipe.text.context_length), jnp.int32)
+        found["text"] = jax.eval_shape(recipe.text.module.init, key, ids)
+    return found
+
+
+def locate(name: str, *, weights: str | None) -> stores.Source:
+    """The files behind `weights`, downloaded if need be (see `stores.locate`)."""
+    found = recipe(name)
+    packaged = _HERE / found.packaged if found.packaged else None
+    return stores.locate(name, weights, packaged=packaged, hub=found.hub)
 
 
 def to_network(
@@ -153,14 +269,126 @@ def to_network(
     return (x - mean) / std
 
 
-def _locate(name: str, packaged: str, weights: str | None) -> tuple[str, str]:
-    """(path to read, what to call it) for a weights option that is not "random"."""
-    if weights:
-        path = os.path.expandvars(weights)
-        return path, path
-    if not packaged:
+def _frozen(answer):
+    """float32, and no way back for a gradient."""
+    as_float = jax.tree.map(lambda x: x.astype(jnp.float32), answer)
+    return jax.lax.stop_gradient(as_float)
+
+
+@functools.cache
+def _families() -> tuple[ModuleType, ...]:
+    return tuple(
+        importlib.import_module(f"{__package__}.{family}")
+        for family in _FAMILIES
+        if (_HERE / f"{family}.py").is_file()
+    )
+
+
+def _family(name: str) -> ModuleType:
+    family = next((f for f in _families() if name in f.VARIANTS), None)
+    if family is None:
+        close = difflib.get_close_matches(name, names(), cutoff=0.4)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise DiffUpError(
-            f"Backbone {name!r} has no weights packaged with it, and the option for a "
-            f"file is empty ({weights!r}). {weight_files.PROVIDE}"
+            f"Unknown backbone {name!r}.{hint} Known: {', '.join(names())}. "
+            "Choose one with --config.backbone.name=NAME."
         )
-    return str(importlib.resources.files(__package__) / packaged), "packaged"
+    return family
+
+
+def _random(name: str, recipe: Recipe) -> Backbone:
+    made = {
+        part: weight_files.random(like, seed=_RANDOM_SEED)
+        for part, like in shapes(recipe).items()
+    }
+    digest = weight_files.digest(_of_digest(made))
+    return _assemble(name, recipe, made, digest=digest, origin="random", folder=_HERE)
+
+
+def _build(name: str, recipe: Recipe, source: stores.Source, *, sizes: str) -> Backbone:
+    params, digest = stores.converted(
+        name,
+        source,
+        sizes=sizes,
+        make=lambda: _convert(name, recipe, source),
+    )
+    made = params if recipe.text is not None else {"image": params}
+    return _assemble(
+        name,
+        recipe,
+        made,
+        digest=digest,
+        origin=source.origin,
+        folder=source.folder,
+    )
+
+
+def _convert(name: str, recipe: Recipe, source: stores.Source) -> dict[str, Any]:
+    """The parameters of the source, as `_of_digest` has them."""
+    arrays = stores.read(source)
+    like = shapes(recipe)
+    tables = {"image": recipe.tables}
+    if recipe.text is not None:
+        tables["text"] = recipe.text.tables
+    own = weight_files.own_layout(_of_digest(like))
+    made = {}
+    for part, known in tables.items():
+        rows = own.rows
+        ignore: tuple[str, ...] = ()
+        if recipe.text is not None:
+            # Each tower's books leave the other tower's keys to the other's books.
+            mine = tuple(row for row in rows if row.target.startswith(f"{part}/"))
+            ignore = tuple(f"{other}/.*" for other in tables if other != part)
+            rows = tuple(
+                row._replace(target=row.target.removeprefix(f"{part}/")) for row in mine
+            )
+        own_part = own._replace(rows=rows, ignore=ignore)
+        table, fit = weight_files.best_table(
+            (*known, own_part), arrays, target_shapes=like[part]
+        )
+        tower = f" ({part} tower)" if recipe.text is not None else ""
+        files = ", ".join(repr(str(file)) for file in source.files)
+        made[part] = weight_files.convert(
+            table,
+            arrays,
+            target_shapes=like[part],
+            what=(
+                f"Backbone {name!r}{tower} was asked for, and {fit} of the "
+                f"{len(arrays)} keys of the file {files} fit it"
+            ),
+        )
+    return _of_digest(made)
+
+
+def _of_digest(parts: dict[str, Any]) -> dict[str, Any]:
+    """What is stored and what the digest is of: the image tower alone, or both."""
+    return parts if "text" in parts else parts["image"]
+
+
+def _assemble(
+    name: str,
+    recipe: Recipe,
+    parts: dict[str, Any],
+    *,
+    digest: str,
+    origin: str,
+    folder: Path,
+) -> Backbone:
+    if origin != "hollow":
+        # On a CPU the arrays are taken over where they lie, in the mapped file.
+        parts = jax.device_put(parts, may_alias=True)
+    return Backbone(
+        name=name,
+        module=recipe.module,
+        params=parts["image"],
+        levels=recipe.levels,
+        prior_levels=recipe.prior_levels,
+        normalise=recipe.normalise,
+        digest=digest,
+        weights=origin,
+        multiple_of=recipe.multiple_of,
+        debias=recipe.debias,
+        text=recipe.text,
+        text_params=parts.get("text"),
+        folder=folder,
+    )

@@ -24,8 +24,9 @@ contrast mIoU of 1.1 at 384 pixels, fire5, fire7, fire9: 18.1, 19.9, 21.9 agains
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -78,18 +79,33 @@ _SQUEEZE = {
 }
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, *, dtype) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""
-    variant = VARIANTS[name]
+    return recipe_of(VARIANTS[name], dtype=dtype)
+
+
+def recipe_of(variant: Variant, *, dtype) -> Recipe:
+    """The recipe of sizes that need not be in the table."""
     b, g, r = variant.mean
     return Recipe(
-        module=SqueezeNet(variant),
+        module=SqueezeNet(variant, dtype=dtype),
         levels=levels(variant),
         prior_levels=variant.prior_levels,
         normalise=Normalise((b / 255, g / 255, r / 255), (1 / 255,) * 3, bgr=True),
         tables=tables(),
         packaged="",
+        hub="",
+        licence="",
+        multiple_of=1,
+        text=None,
+        debias=0,
     )
+
+
+def from_config(config: dict) -> Variant | None:
+    """None: Hugging Face has no config.json of this family."""
+    del config
+    return None
 
 
 def levels(variant: Variant) -> tuple[Level, ...]:
@@ -108,13 +124,15 @@ class SqueezeNet(nn.Module):
     """
 
     variant: Variant
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> Features:
         variant, kernel = self.variant, self.variant.stem_kernel
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
         pad = _halving_pad(x, kernel, before=kernel // 2 - 1)
         x = jnp.pad(x, ((0, 0), *pad, (0, 0)), mode="edge")
-        x = nn.Conv(
+        x = conv(
             variant.stem_width,
             (kernel, kernel),
             strides=2,
@@ -124,9 +142,8 @@ class SqueezeNet(nn.Module):
         x = _pool(nn.relu(x), before=1)
         found, before = {}, 0
         for name, width in _SQUEEZE.items():
-            x = found[name] = _Fire(width, conv=nn.Conv, activation=nn.relu, name=name)(
-                x
-            )
+            fire = _Fire(width, conv=conv, activation=nn.relu, name=name)
+            x = found[name] = fire(x)
             if name in variant.pool_after:
                 x, before = _pool(x, before=before), 1 - before
         return Features(levels=found, last=found["fire9"])
