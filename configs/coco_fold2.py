@@ -1,7 +1,7 @@
 """COCO-20i fold 2 with a frozen ResNet-50.
 
-Weights: the torchvision or Hugging Face ResNet-50, as safetensors or .pth, given with
---config.backbone.weights=PATH.
+Weights: the default of `diffup backbones list resnet50`, fetched once; or a torchvision
+or Hugging Face file of your own with --config.backbone.weights=PATH.
 """
 
 from configs import common

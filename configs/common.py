@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
             "method": "diffup",
             "backbone": {
                 "name": "resnet50",
-                # A path, "random" by name, or "" for weights shipped with the package.
+                # A file, a folder, a Hugging Face id, "random" by name, or "": the weights
+                # packaged with it or its default id (diffup backbones list).
                 "weights": "",
             },
             "data": {

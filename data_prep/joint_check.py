@@ -44,9 +44,7 @@ def retrieval(
     ]
     scores = np.concatenate(parts)
     own = np.arange(len(pixels))
-    return tuple(
-        float((scores.argmax(axis=axis) == own).mean()) for axis in (1, 0)
-    )
+    return tuple(float((scores.argmax(axis=axis) == own).mean()) for axis in (1, 0))
 
 
 def text_iou(

@@ -13,17 +13,18 @@ names, and by one word 10 shapes, 5 textures and 8 colours (`scene_captions`). W
 unit vector f(x) for each cell, the captions' unit vectors t and a learnt scale s,
 
     (1) z_{n,k}(x) = s <f(x), t_{n,k}>,   z_{n,0}(x) = log mean_j exp(s <f(x), t_j>)
-    (2) D(f, t) = 1/4 sum_n  sum_x w(x) CE(z_n(x), y_n(x)) / sum_x w(x)
+    (2) D(f, t) = mean_n  sum_x w(x) CE(z_n(x), y_n(x)) / sum_x w(x)
 
 where j goes over background captions, y_n(x) is the class at the cell's middle and w
 the share of the cell that is of this category, times 1/4 on background. This contrast
 by regions is asked of the dense joint features and, for matching, of every level l that
 a prior reads by default, after a matrix on the text's side:
 
-    (3) L = D(joint, t) + mean_l D(unit(level_l), unit(W_l t)) + 1/4 G
+    (3) L = D(joint, t) + mean_l D'(unit(level_l), unit(W_l t)) + 1/4 G
 
-with G the symmetric contrast of CLIP (arXiv 2103.00020) between the image vectors of a
-batch of crops and the captions of their scenes. The matrices W_l are thrown away.
+with D' over the three sets of single words alone (whole names cost much time there), G
+the symmetric contrast of CLIP (arXiv 2103.00020) between the image vectors of a batch
+of crops and the captions of their scenes. The matrices W_l are thrown away.
 
 Images are windows of the scenes at several scales. A crop of 16 x 16 patches sees a
 window of the 24 x 24 table of positions, at a place drawn anew each step, so that
@@ -140,15 +141,17 @@ def make_step(
             text.apply(params["text"], ids) for ids in captions[:3]
         )
         scale, _ = text.apply(params["text"], method="scale")
-        cells = _cells(labels, variant.patch)
+        classes, weight = _cells(labels, variant.patch)
         vectors = jnp.concatenate([background, names])
-        total = _dense(found.joint, vectors, scale, cells)
+        total = _dense(found.joint, vectors, scale, classes, weight)
+        vectors = jnp.concatenate([background, names[_SETS[0] :]])
         for level, own in params["maps"].items():
             total += _dense(
                 images.unit(found.levels[level]),
                 images.unit(vectors @ own["kernel"]),
                 jnp.exp(own["log_scale"]),
-                cells,
+                classes[1:],
+                weight,
             ) / len(params["maps"])
         logits = scale * whole @ scenes.T
         pairs = jnp.arange(len(pixels))
@@ -401,14 +404,16 @@ def _dense(
     cells: Float[Array, "b p q d"],
     vectors: Float[Array, "n d"],
     scale: Float[Array, ""],
-    answer: tuple[Array, Array],
+    classes: Int[Array, "s b p q"],
+    weight: Float[Array, "b p q"],
 ) -> Float[Array, ""]:
-    """Equation (2); `vectors` are of the background captions, then of the names."""
-    classes, weight = answer
+    """Equation (2) over the last s sets; `vectors` are of the background captions, then
+    of the names of these sets.
+    """
     logits = scale * cells @ vectors.T
     ground = jax.nn.logsumexp(logits[..., :_BACKGROUNDS], axis=-1, keepdims=True)
     ground -= np.log(_BACKGROUNDS)
-    ends = np.cumsum(_SETS)[:-1]
+    ends = np.cumsum(_SETS[-len(classes) :])[:-1]
     total = 0.0
     names = jnp.split(logits[..., _BACKGROUNDS:], ends, axis=-1)
     for one, target in zip(names, classes, strict=True):
@@ -416,7 +421,7 @@ def _dense(
             jnp.concatenate([ground, one], axis=-1), target
         )
         total += (weight * wrong).sum() / weight.sum()
-    return total / len(_SETS)
+    return total / len(classes)
 
 
 def _sines(grid: int, width: int) -> np.ndarray:

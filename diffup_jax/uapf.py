@@ -1,9 +1,10 @@
 """F3: UAPF, uncertainty-aware prior fusion. Many prior maps become two. No parameters.
 
 Symbols: P_i in [0, 1] a prior map, v_i its validity, r_i its reliability in [-1, 1],
-tau a temperature, f the variance floor of the cue.
+c_i its share (what it counts beside equally reliable priors; repeated evidence counts
+less, see baft.py), tau a temperature, f the variance floor of the cue.
 
-    (1) w_i    = v_i exp(r_i / tau) / sum_j v_j exp(r_j / tau)
+    (1) w_i    = v_i c_i exp(r_i / tau) / sum_j v_j c_j exp(r_j / tau)
     (2) mu     = sum_i w_i P_i
     (3) var    = min(sum_i w_i (P_i - mu)^2 + f, MAX_VARIANCE)
     (4) no valid prior: mu = 1/2, var = MAX_VARIANCE
@@ -30,11 +31,12 @@ def fuse(
     valid: Bool[Array, "b n m"],
     *,
     reliability: Float[Array, "b n m"],
+    share: Float[Array, "b n m"],
     temperature: float,
     floor: Float[Array, "b n"],
 ) -> tuple[Float[Array, "b n p q"], Float[Array, "b n p q"]]:
-    """Equations (1)-(4): mean and variance map over all valid priors."""
-    weights = fusion_weights(valid, reliability, temperature=temperature)
+    """Equations (1)-(4): mean and variance map over all valid priors (m may be 0)."""
+    weights = fusion_weights(valid, reliability, share=share, temperature=temperature)
     mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
     spread = jnp.einsum("bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None]))
     variance = jnp.minimum(spread + floor[:, :, None, None], MAX_VARIANCE)
@@ -46,13 +48,14 @@ def fusion_weights(
     valid: Bool[Array, "b n m"],
     reliability: Float[Array, "b n m"],
     *,
+    share: Float[Array, "b n m"],
     temperature: float,
 ) -> Float[Array, "b n m"]:
     """Equation (1); all zero (not NaN) where nothing is valid."""
     scores = jnp.where(valid, reliability, -jnp.inf)
-    top = jnp.max(scores, axis=2, keepdims=True)
+    top = jnp.max(scores, axis=2, keepdims=True, initial=-jnp.inf)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    raw = jnp.where(valid, jnp.exp((scores - top) / temperature), 0.0)
+    raw = jnp.where(valid, share * jnp.exp((scores - top) / temperature), 0.0)
     return raw / jnp.maximum(raw.sum(axis=2, keepdims=True), 1e-12)
 
 

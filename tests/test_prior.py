@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from diffup_jax import baft, backbones
+from diffup_jax import backbones, baft
 from diffup_jax.backbones.recipe import Normalise, TextRecipe
 from diffup_jax.methods import prior
 from diffup_jax.types import TEXT_LENGTH, DiffUpError, Episode, Features, Level

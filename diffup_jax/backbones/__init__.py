@@ -108,14 +108,19 @@ class Backbone:
 
         Raises DiffUpError without a text tower or without the tokenizer's files.
         """
+        self._with_text()
+        if isinstance(texts, str):
+            raise DiffUpError(f"One string {texts!r} given; expected a list of texts.")
+        return self._tokenizer(texts)
+
+    @functools.cached_property
+    def _tokenizer(self):
         from diffup_jax.backbones import tokenizer
 
         text = self._with_text()
-        if isinstance(texts, str):
-            raise DiffUpError(f"One string {texts!r} given; expected a list of texts.")
         return tokenizer.get(
             text.tokenizer, folder=self.folder, length=text.context_length
-        )(texts)
+        )
 
     def apply_text(
         self, text_params: dict[str, Any], ids: Int[Array | np.ndarray, "n t"]
@@ -194,8 +199,9 @@ def from_folder(path: str | os.PathLike, *, dtype: str = "float32") -> Backbone:
     """A backbone of any size of a supported family, from a folder with Hugging Face's
     config.json and safetensors, as `save_pretrained` writes it.
 
-    Its name is the folder's. Raises DiffUpError when the folder is not one, or holds a
-    network of another family.
+    Its name is the folder's. Images are normalised as preprocessor_config.json beside
+    it says, where there is one: config.json cannot tell DINO from a supervised ViT.
+    Raises DiffUpError when the folder is not one, or holds a network of another family.
     """
     folder = Path(os.path.expandvars(path)).expanduser()
     config = stores.config(folder)
@@ -205,6 +211,8 @@ def from_folder(path: str | os.PathLike, *, dtype: str = "float32") -> Backbone:
             name = folder.resolve().name
             source = stores.locate(name, str(folder), packaged=None, hub="")
             found = family.recipe_of(variant, dtype=dtype_of(dtype))
+            normalise = stores.normalise(folder) or found.normalise
+            found = found._replace(normalise=normalise)
             return _build(name, found, source, sizes=repr(variant))
     raise DiffUpError(
         f"{str(folder / 'config.json')!r} is of model_type "

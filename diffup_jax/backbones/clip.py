@@ -103,6 +103,25 @@ _L14 = _B32._replace(
     text=_TEXT_768,
     hub=HUB.format("vit_large_patch14_clip_224"),
 )
+# This project's own (`data_prep.pretrain_tiny_clip`): embedded, for drawn scenes. A
+# word list in place of byte pairs, its marks being the first four tokens.
+_TINY_S = Variant(
+    vision=Tower(96, 3, 3, 384, "gelu_pytorch_tanh", 1e-5),
+    patch=8,
+    grid=24,
+    text=Text(
+        Tower(64, 2, 2, 128, "gelu_pytorch_tanh", 1e-5),
+        vocabulary=83,
+        context=TEXT_LENGTH,
+        joint=64,
+        eos=3,
+        tokenizer="tiny_clip.json",
+    ),
+    packaged="tiny_clip_s.safetensors",
+    hub="",
+    licence="MIT",
+    debias=0,
+)
 VARIANTS: dict[str, Variant] = {
     "clip_b32": _B32,
     "clip_b16": _B32._replace(
@@ -111,6 +130,12 @@ VARIANTS: dict[str, Variant] = {
     "clip_l14": _L14,
     "clip_l14_336": _L14._replace(
         grid=24, hub=HUB.format("vit_large_patch14_clip_336")
+    ),
+    "tiny_clip_s": _TINY_S,
+    "tiny_clip_m": _TINY_S._replace(
+        vision=Tower(128, 5, 4, 512, "gelu_pytorch_tanh", 1e-5),
+        text=_TINY_S.text._replace(joint=96),
+        packaged="tiny_clip_m.safetensors",
     ),
 }
 

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffup_jax import weights as weight_files
+from diffup_jax.backbones.recipe import Normalise
 from diffup_jax.types import DiffUpError
 
 _HUB_ID = re.compile(
@@ -45,6 +46,7 @@ _INDEX = "model.safetensors.index.json"
 _BESIDE = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("preprocessor_config.json", "open_clip_config.json"),
 )
 # Smaller sources are converted in less time than a store would save.
 _WORTH_KEEPING = 16 << 20
@@ -137,6 +139,37 @@ def config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DiffUpError(f"{str(file)!r} is not the config.json of a network.")
     return found
+
+
+def normalise(folder: Path) -> Normalise | None:
+    """What preprocessor_config.json does to an image in [0, 1]; None without the file.
+
+    Raises DiffUpError when it cannot be read, or scales otherwise than by 1/255.
+    """
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        scale = float(found.get("rescale_factor", 1 / 255))
+        plain = not found.get("do_normalize", True)
+        mean, std = ((0.0,) * 3, (1.0,) * 3)
+        if not plain:
+            mean, std = (
+                tuple(float(x) for x in found[key])
+                for key in ("image_mean", "image_std")
+            )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DiffUpError(
+            f"{str(file)!r} cannot be read ({type(error).__name__}: {error}); expected "
+            "image_mean and image_std, three numbers each. Correct or remove it."
+        ) from error
+    if abs(scale * 255 - 1) > 1e-6 or len(mean) != 3 or len(std) != 3:
+        raise DiffUpError(
+            f"{str(file)!r} asks for rescale_factor {scale}, image_mean {mean} and "
+            f"image_std {std}; expected 1/255 and three channels. Correct or remove it."
+        )
+    return Normalise(mean, std, bgr=False)
 
 
 def converted(

@@ -54,6 +54,8 @@ _L16 = _S16._replace(
 )
 _DINO_S16 = _S16._replace(normalise=IMAGENET, hub="facebook/dino-vits16")
 _DINO_B16 = _B16._replace(normalise=IMAGENET, hub="facebook/dino-vitb16")
+# The hub's cards say Apache-2.0, the authors' repository CC BY-NC 4.0: the stricter.
+_MAE = {"normalise": IMAGENET, "licence": "CC-BY-NC-4.0"}
 
 VARIANTS: dict[str, Variant] = {
     "vit_s16": _S16,
@@ -63,8 +65,8 @@ VARIANTS: dict[str, Variant] = {
     "dino_s8": _DINO_S16._replace(patch=8, positions=28, hub="facebook/dino-vits8"),
     "dino_b16": _DINO_B16,
     "dino_b8": _DINO_B16._replace(patch=8, positions=28, hub="facebook/dino-vitb8"),
-    "mae_b16": _B16._replace(normalise=IMAGENET, hub="facebook/vit-mae-base"),
-    "mae_l16": _L16._replace(normalise=IMAGENET, hub="facebook/vit-mae-large"),
+    "mae_b16": _B16._replace(**_MAE, hub="facebook/vit-mae-base"),
+    "mae_l16": _L16._replace(**_MAE, hub="facebook/vit-mae-large"),
 }
 
 # What a config.json may leave out: the defaults of both config classes.

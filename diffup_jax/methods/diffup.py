@@ -336,7 +336,6 @@ class DiffUp:
         return loss, terms
 
 
-
 def _facts(state) -> Facts:
     return Facts(*(state[name] for name in Facts._fields))
 

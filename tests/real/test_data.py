@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import episodes, pipeline
+from diffup_jax.data import pipeline
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.cues import Conventions
 from diffup_jax.data.sources import fold_classes, open_source
