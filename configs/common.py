@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
             "method": "diffup",
             "backbone": {
                 "name": "resnet50",
-                # A file, a folder, a Hugging Face id, "random" by name, or "": the weights
-                # packaged with it or its default id (diffup backbones list).
+                # A file, a folder, a Hugging Face id, "random" by name, or "": the
+                # weights packaged with it or its default id (diffup backbones list).
                 "weights": "",
             },
             "data": {
@@ -67,9 +67,6 @@ def get_config() -> ConfigDict:
                 "saturation": 0.3,
                 "hue": 0.03,
                 "grey": 0.05,
-                # Share of training episodes that ask for a region nobody labelled,
-                # see diffup_jax/data/regions.py.
-                "regions": 0.0,
             },
             "prior": {
                 # Backbone levels; () = the backbone's own choice.
@@ -78,6 +75,17 @@ def get_config() -> ConfigDict:
                 "fusion_temperature": 0.1,
                 "grid_stride": 8,
                 "affinity_stride": 16,
+            },
+            # What a text cue says, where the backbone has a text tower.
+            "text": {
+                # Sentences for a class name, each with {name} once; their embeddings
+                # are averaged.
+                "templates": ("a photo of a {name}",),
+                # What is no class: a list of diffup_jax/backbones/prompts.py,
+                # "default", "coco" or "pascal", or a tuple of names.
+                "backgrounds": ("default",),
+                # Of the softmax between class and backgrounds; 0 = the model's own.
+                "temperature": 0.0,
             },
             "decoder": {"size": "B", "mask_stride": 4, "query_rgb": True},
             "process": {"signal_scale": 1.0, "condition_strength": 0.0},
@@ -100,6 +108,8 @@ def get_config() -> ConfigDict:
                 "max_shots": 5,
                 # Classes of a training episode, 1 to 5.
                 "ways": 1,
+                # With "text" among them an episode has the class name alone as often
+                # as any other cue, and beside its shots in half of the others.
                 "cues": ("mask", "box", "scribble", "point"),
                 "learning_rate": 5e-4,
                 "warmup_steps": 500,
@@ -117,8 +127,10 @@ def get_config() -> ConfigDict:
             },
             "eval": {
                 # Several kinds in one episode: "mask+scribble", shot i takes kind
-                # i mod 2.
+                # i mod 2. "text" alone is zero-shot, "mask+text" has it beside the
+                # shots.
                 "cues": ("mask", "box", "scribble", "point"),
+                # 0 is for text alone, which is scored with it whether listed or not.
                 "shots": (1, 5),
                 # Classes of a test episode; protocols denet and clean know several.
                 "ways": 1,

@@ -22,6 +22,7 @@ of at most 256 channels with as many value channels, BAFT has float32 features o
 from __future__ import annotations
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +50,19 @@ def attend(
     *,
     temperature: float,
 ) -> Float[Array, "n v"]:
-    """Equation (1) in float32, by the fastest form of the platform it is compiled for.
+    """Equation (1) in float32.
+
+    The scan, everywhere; on an accelerator the kernels instead where the environment
+    says DIFFUP_FUSED_ATTENTION=1. They equal the scan in Pallas's interpreter but have
+    not run on a real GPU or TPU yet, so they are not the default.
 
     Features may be bfloat16: products are summed in float32. Lead axes are `jax.vmap`'s
     (what is not mapped, say the features of one query under many value maps, is read
     and computed once).
     """
-    if jax.default_backend() == "cpu":
-        # No accelerator in this process: do not even trace (and import) the kernels.
+    fused = os.environ.get("DIFFUP_FUSED_ATTENTION") == "1"
+    if not fused or jax.default_backend() == "cpu":
+        # Not even traced: the kernels' imports are slow and need not be there.
         return streamed(query, keys, values, valid, temperature=temperature)
     return jax.lax.platform_dependent(
         query,

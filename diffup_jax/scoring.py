@@ -3,6 +3,10 @@
 For every cue and number of shots: the frozen list of episodes, the evaluation, a row of
 the results; at the end the table, results.json and gallery.html. Evaluating with
 another backbone than the one trained with needs only another `config.backbone`.
+
+Text alone is scored once, with 0 shots, whatever shots are asked; every other cue with
+each number of shots from 1. A 0-shot list is that of the fewest shots (1 if there are
+none) without its supports: both are asked the same of the same queries.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ import jax
 from diffup_jax import checkpoint, evaluation, visualize
 from diffup_jax import settings as setup
 from diffup_jax.backbones import Backbone
+from diffup_jax.data import cues, episodes, pipeline, protocols, sources
 from diffup_jax.data import draws as drawing
-from diffup_jax.data import episodes, pipeline, protocols, sources
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.methods import Method
@@ -44,9 +48,18 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
       DiffUpError: for a config, data, weights or checkpoint that cannot be used.
     """
     settings = setup.from_config(config)
-    tests = [open_test(settings, shots=shots) for shots in settings.eval.shots]
+    asked = settings.eval.cues
+    setup.require_text(settings, asked)
+    plan = _plan(settings)
+    tests = [open_test(settings, shots=shots) for shots in plan]
     backbone = setup.make_backbone(settings)
-    method = setup.make_method(settings, backbone)
+    # Every list is of the same source, so of the same classes.
+    text = setup.make_text(
+        settings, backbone, tests[0].source.class_names, cues_asked=asked
+    )
+    if text is not None:
+        print(f"text: {text.told(settings.text.templates)}", flush=True)
+    method = setup.make_method(settings, backbone, text=text)
     params, decoder = load(settings, method, backbone, workdir)
     predict = jax.jit(method.predict)
     answer = lambda keys, episode: predict(params, keys, episode)  # noqa: E731
@@ -56,7 +69,7 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
         if not settings.eval.episodes_file:
             path = folder / "episodes" / test.file_name
             episodes.write_draws(path, test.draws, test.facts)
-        for cue in settings.eval.cues:
+        for cue in plan[test.shots]:
             print(f"{cue}, {test.shots}-shot, sha={test.sha}", flush=True)
             batches = _batches(settings, test, range(len(test.draws)), cue)
             with contextlib.closing(batches):
@@ -82,7 +95,7 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
     print(f"results: {output}")
     if settings.eval.gallery:
         path = folder / "gallery.html"
-        _gallery(path, settings, answer, *shown, row=rows[0])
+        _gallery(path, settings, answer, *shown, row=rows[0], text=text)
         print(f"gallery: {path}")
     return rows
 
@@ -91,8 +104,9 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
 class Test:
     """One evaluation list and the data it is about.
 
-    `sha` is the hash of the list as published or drawn, `facts` its first line, which
-    `draws` may name by the source's own image ids (see `episodes.check_draws`).
+    `sha` is the hash of the list as published or drawn (for 0 shots: of it without
+    supports), `facts` its first line, which `draws` may name by the source's own image
+    ids (see `episodes.check_draws`).
     """
 
     source: sources.Source
@@ -112,8 +126,24 @@ class Test:
         return f"{name}_{ways}{self.shots}shot.jsonl"
 
 
+def _plan(settings: Settings) -> dict[int, tuple[str, ...]]:
+    """Number of shots -> the cues scored with it; text alone comes last."""
+    options = settings.eval
+    others = tuple(cue for cue in options.cues if cue != "text")
+    plan = {shots: others for shots in options.shots if shots and others}
+    if others and 0 in options.shots:
+        print(f"0-shot: only text is scored, not {', '.join(others)}", flush=True)
+    if "text" in options.cues:
+        plan[0] = ("text",)
+        if 0 not in options.shots:
+            print("text alone has no shots: scored once, 0-shot", flush=True)
+    return plan
+
+
 def open_test(settings: Settings, *, shots: int) -> Test:
     """The novel classes' data with the list of config.eval, drawn or read.
+
+    For 0 shots it is the list of the fewest shots asked, without supports.
 
     Raises:
       DiffUpError: for data that cannot be opened, a class with too few images, and a
@@ -121,11 +151,14 @@ def open_test(settings: Settings, *, shots: int) -> Test:
     """
     options, data = settings.eval, settings.data
     protocol = protocols.get(options.protocol)
-    source = setup.open_split(settings, "test", shots=shots)
+    drawn = shots or min((each for each in options.shots if each), default=1)
+    source = setup.open_split(settings, "test", shots=drawn)
     classes = sources.fold_classes(source, data.fold, role="novel")
     if options.episodes_file:
         listed, facts = episodes.read_draws(options.episodes_file)
         _check_list(settings, facts, listed, shots=shots)
+        if not shots:
+            listed = _without_supports(listed)
         draws = episodes.check_draws(
             listed, source, classes=classes, name=options.episodes_file
         )
@@ -133,21 +166,24 @@ def open_test(settings: Settings, *, shots: int) -> Test:
             source=source, classes=classes, protocol=protocol, shots=shots,
             draws=draws, sha=episodes.draws_sha(listed), facts=facts,
         )  # fmt: skip
-    pool = drawing.pool_of(source, classes, protocol=protocol, kind=data.source)
+    kind = sources.drawn_as(source, data.source)
+    pool = drawing.pool_of(source, classes, protocol=protocol, kind=kind)
     if data.skip_small_classes:
-        classes = _large_enough(source, pool, classes, shots=shots)
+        classes = _large_enough(source, pool, classes, shots=drawn)
     seed = options.seed if protocol.seed is None else protocol.seed
     draws = drawing.evaluation_draws(
         pool,
         classes,
         protocol=protocol,
-        kind=data.source,
-        shots=shots,
+        kind=kind,
+        shots=drawn,
         ways=options.ways,
         count=options.episodes
-        or protocols.episode_count(protocol, data.source, images_by_class=pool.large),
+        or protocols.episode_count(protocol, kind, images_by_class=pool.large),
         seed=seed,
     )
+    if not shots:
+        draws = _without_supports(draws)
     facts = {
         "benchmark": source.name,
         "fold": data.fold,
@@ -160,6 +196,10 @@ def open_test(settings: Settings, *, shots: int) -> Test:
         source=source, classes=classes, protocol=protocol, shots=shots,
         draws=draws, sha=episodes.draws_sha(draws), facts=facts,
     )  # fmt: skip
+
+
+def _without_supports(draws) -> tuple[episodes.Draw, ...]:
+    return tuple(draw._replace(supports=((),) * len(draw.supports)) for draw in draws)
 
 
 def _large_enough(source, pool, classes, *, shots: int) -> tuple[int, ...]:
@@ -190,7 +230,8 @@ def _check_list(settings: Settings, facts, draws, *, shots: int) -> None:
     if draws:
         found = len(draws[0].supports), len(draws[0].supports[0])
         asked["ways"] = (found[0], settings.eval.ways, "eval.ways")
-        asked["shots"] = (found[1], shots, "eval.shots")
+        if shots:  # a 0-shot episode is a query, and every list has those
+            asked["shots"] = (found[1], shots, "eval.shots")
     wrong = [
         f"its {name} is {found}, config.{key} is {wanted}"
         for name, (found, wanted, key) in asked.items()
@@ -247,7 +288,8 @@ def _check_fits(settings: Settings, saved: dict[str, Any], workdir: str) -> None
         if saved[part].get(key) != now[part][key]
     ]
     most, shots = saved["train"]["max_shots"], now["eval"]["shots"]
-    if "shots" in BENCHMARKS[data.source].options and {most} != set(shots):
+    drawn = {each for each in shots if each} or {1}
+    if "shots" in BENCHMARKS[data.source].options and {most} != drawn:
         changed.append(
             f"config.eval.shots: the folds of {data.source} depend on the shots; "
             f"trained with {most}, now {shots}"
@@ -301,7 +343,7 @@ def _setting(
     )
 
 
-def _gallery(path, settings, answer, test: Test, cue, result, *, row) -> None:
+def _gallery(path, settings, answer, test: Test, cue, result, *, row, text) -> None:
     """Runs the chosen episodes once more, each with its own noise, and shows them."""
     chosen = evaluation.gallery_choice(result.ious, settings.eval.gallery)
     items = []
@@ -324,4 +366,6 @@ def _gallery(path, settings, answer, test: Test, cue, result, *, row) -> None:
         "prior at best threshold": f"{row['prior_miou']:.1f}",
         "sampler": f"{row['steps']} steps, {row['samples']} samples",
     }
+    if text is not None and cues.any_text([cue]):
+        facts["text"] = text.told(settings.text.templates)
     visualize.write_gallery(path, items, title="Novel classes", facts=facts)

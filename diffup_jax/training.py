@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from diffup_jax import checkpoint, evaluation
 from diffup_jax import settings as setup
-from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.data import cues, episodes, pipeline, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.runlog import Log
 from diffup_jax.settings import Settings, TrainSettings
@@ -60,6 +60,7 @@ def train(config: Any, workdir: str) -> TrainState:
             "with eval.py. Use --config.method=diffup."
         )
     options = settings.train
+    setup.require_text(settings, options.cues)
     if options.multi_host:
         jax.distributed.initialize()
     devices = jax.device_count()
@@ -82,7 +83,10 @@ def train(config: Any, workdir: str) -> TrainState:
 
     # Model and state. A folder with another run is refused before anything is built.
     backbone = setup.make_backbone(settings)
-    method = setup.make_method(settings, backbone)
+    text = setup.make_text(
+        settings, backbone, source.class_names, cues_asked=options.cues
+    )
+    method = setup.make_method(settings, backbone, text=text)
     facts = setup.plain(settings)
     facts["backbone"]["digest"] = backbone.digest  # weights may move, not change
     done = checkpoint.latest_step(workdir)
@@ -110,7 +114,7 @@ def train(config: Any, workdir: str) -> TrainState:
         batch_size=options.batch_size,
         log_every=options.log_every,
     )
-    log.say(_summary(settings, backbone, state, training, base, first))
+    log.say(_summary(settings, backbone, text, state, training, base, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
     predict = jax.jit(method.predict)
@@ -300,7 +304,7 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
         source,
         draws,
         numbers=range(len(draws)),
-        cue="mask" if "mask" in settings.train.cues else settings.train.cues[0],
+        cue=_validation_cue(settings.train.cues),
         conventions=setup.conventions(settings),
         protocol=protocol,
         image_size=settings.data.image_size,
@@ -323,14 +327,22 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
     return {"val_miou": scores.miou, "val_prior_miou": scores.prior_miou}
 
 
+def _validation_cue(trained: tuple[str, ...]) -> str:
+    """The surest there is: a mask, the first cue that marks pixels, or text."""
+    known = cues.marking(trained)
+    return "mask" if "mask" in known else (known or trained)[0]
+
+
 def _check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) -> None:
     """A checkpoint is continued only by the config and the weights that made it."""
     now, then = dict(_flat(facts)), dict(_flat(saved))
+    # What no cue reads alters nothing; runs from before text cues have no such section.
+    free = _FREE if cues.any_text(now["train.cues"]) else (*_FREE, "text")
     changed = [
         f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key)
-        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+        and not any(key == each or key.startswith(each + ".") for each in free)
     ]
     if changed:
         raise DiffUpError(
@@ -348,7 +360,7 @@ def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def _summary(settings, backbone, state, source, classes, first) -> str:
+def _summary(settings, backbone, text, state, source, classes, first) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     lines = [
         f"backbone {backbone.name}, weights {backbone.weights} ({backbone.digest})",
@@ -358,6 +370,8 @@ def _summary(settings, backbone, state, source, classes, first) -> str:
         f"{settings.data.image_size}",
         f"{jax.device_count()} device(s): {jax.devices()[0].device_kind}",
     ]
+    if text is not None:
+        lines.append(f"text {text.told(settings.text.templates)}")
     if first:
         lines.append(f"continuing after step {first}")
     return "\n".join(lines)

@@ -16,8 +16,8 @@ positions) and its own state (x_t, t, previous x0_hat). All is at mask resolutio
 
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
 DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes, the form
-of (1)-(3) and the extent are this project's choice. `condition` holds all that does not depend on
-t, so that a sampler computes it once per episode.
+of (1)-(3) and the extent are this project's choice. `condition` holds all that does not
+depend on t, so that a sampler computes it once per episode.
 """
 
 from __future__ import annotations

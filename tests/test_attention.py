@@ -135,6 +135,7 @@ def test_memory_grows_with_positions_not_with_their_square():
 def test_an_accelerator_gets_its_kernel(platform, kernel, monkeypatch):
     """Lowered, not run: there need be no such device. Other platforms get the scan."""
     monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
+    monkeypatch.setenv("DIFFUP_FUSED_ATTENTION", "1")
     args = case(100, 70, 40, 3)
     program = jax.jit(functools.partial(attention.attend, temperature=TAU)).trace(*args)
     assert kernel in program.lower(lowering_platforms=(platform,)).as_text()

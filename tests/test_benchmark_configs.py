@@ -60,13 +60,18 @@ def test_a_shipped_config_scores_its_benchmark(name, tmp_path):
     assert again["miou"] == row["miou"]
 
 
-def test_packed_data_scores_as_its_files(tmp_path, capsys):
-    root = benchmark_files.write("coco", tmp_path / "data")
+@pytest.mark.parametrize(
+    ("name", "kind", "split"),
+    [("coco_fold0", "coco", "val2014"), ("pascal_fold0", "voc", "val")],
+)
+def test_packed_data_scores_as_its_files(name, kind, split, tmp_path, capsys):
+    root = benchmark_files.write(kind, tmp_path / "data")
     packed = tmp_path / "packed"
     array_records.main(
-        f"--source coco --root {root} --split val2014 --out {packed}".split()
+        f"--source {kind} --root {root} --split {split} --out {packed}".split()
     )
-    config = small("coco_fold0", root)
+    config = small(name, root)
+    config.data.test_split = split
     output = str(tmp_path / "out" / "results.json")
     (loose,) = scoring.score_run(config, workdir=None, output=output)
     config.data.source, config.data.root = "array_record", str(packed)

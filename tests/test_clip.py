@@ -168,7 +168,11 @@ def _config(variant):
     ).to_dict()
 
 
-@pytest.mark.parametrize("variant", [SMALL, *clip.VARIANTS.values()])
+# The embedded ones have a word list, which no config.json names.
+PUBLISHED = [v for name, v in clip.VARIANTS.items() if not name.startswith("tiny")]
+
+
+@pytest.mark.parametrize("variant", [SMALL, *PUBLISHED])
 def test_config_round_trip(variant):
     bare = variant._replace(hub="", licence="")
     assert clip.from_config(_config(variant)) == bare

@@ -213,7 +213,10 @@ def test_generator_depends_on_its_three_facts_only():
 def test_mixtures_name_their_kinds_in_order():
     assert cues.mixture("mask") == ("mask",)
     assert cues.mixture("scribble+mask+point") == ("scribble", "mask", "point")
-    for wrong in ("", "mask+", "mask+text", "mask+mask", "boxes"):
+    assert cues.mixture("text+mask") == ("text", "mask")
+    assert cues.marking(("text", "mask", "box")) == ("mask", "box")
+    assert cues.any_text(("box", "mask+text")) and not cues.any_text(("mask+box",))
+    for wrong in ("", "mask+", "mask+word", "mask+mask", "boxes"):
         with pytest.raises(DiffUpError, match="is unknown"):
             cues.mixture(wrong)
 

@@ -222,12 +222,12 @@ def test_mistakes_are_told(source):
     draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
     with pytest.raises(DiffUpError, match="4 episodes does not divide among 3"):
         training(source, process_count=3)
-    with pytest.raises(DiffUpError, match=r"training cues are \('text',\)"):
-        training(source, cues=("text",))
+    with pytest.raises(DiffUpError, match=r"training cues are \('dot',\)"):
+        training(source, cues=("dot",))
     with pytest.raises(DiffUpError, match=r"need 41"):
         training(source, max_shots=40)
-    with pytest.raises(DiffUpError, match="cue 'text'"):
-        evaluation(source, draws, cue="text")
+    with pytest.raises(DiffUpError, match="cue 'word'"):
+        evaluation(source, draws, cue="word")
     mixed = (*draws, *episodes.clean_draws(source, (1,), shots=2, count=1, seed=0))
     with pytest.raises(DiffUpError, match=r"\[1\] ways and \[1, 2\] supports"):
         evaluation(source, mixed)

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from data_prep import caption_training as training
 from data_prep import joint_check, prior_check, scene_captions
-from data_prep import pretrain_tiny_clip as training
+from data_prep import pretrain_tiny_clip as program
 from data_prep.scene_batches import Scenes, draw_scenes
 from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax import backbones
@@ -20,7 +21,7 @@ from diffup_jax.backbones import clip, prompts, tokenizer
 from diffup_jax.backbones.towers import Tower
 from diffup_jax.types import DiffUpError
 
-NAME = training.NAMES[0]
+NAME = program.NAMES[0]
 HERE = files(backbones)
 
 
@@ -52,7 +53,7 @@ def _words(length: int) -> tokenizer.Tokenize:
 def test_the_word_list_of_the_text_tower_is_the_one_of_the_captions():
     words = scene_captions.words()
     assert tuple(json.loads((HERE / "tiny_clip.json").read_text())["words"]) == words
-    for name in training.NAMES:
+    for name in program.NAMES:
         text = clip.VARIANTS[name].text
         assert text.vocabulary == len(tokenizer.word_ids(words)) + 4
         assert text.eos == tokenizer.END
@@ -100,7 +101,7 @@ def test_a_scene_without_objects_is_not_described():
 
 def test_dense_loss_is_the_equation():
     generator = np.random.default_rng(0)
-    total = training._BACKGROUNDS + 343
+    total = training.BACKGROUNDS + 343
 
     def unit(*shape):
         values = generator.normal(size=shape).astype(np.float32)
@@ -117,8 +118,8 @@ def test_dense_loss_is_the_equation():
         jnp.asarray(weight),
     )
     z = 5.0 * np.einsum("bpqd,nd->bpqn", cells.astype(np.float64), vectors)
-    ground = np.log(np.exp(z[..., : training._BACKGROUNDS]).mean(-1, keepdims=True))
-    wanted, start = 0.0, training._BACKGROUNDS
+    ground = np.log(np.exp(z[..., : training.BACKGROUNDS]).mean(-1, keepdims=True))
+    wanted, start = 0.0, training.BACKGROUNDS
     for count, target in zip((320, 10, 5, 8), np.minimum(classes, 9), strict=True):
         logits = np.concatenate([ground, z[..., start : start + count]], axis=-1)
         share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -140,7 +141,7 @@ def test_cells_have_the_class_of_their_middle_and_the_weight_of_its_share():
 
 
 def test_a_window_of_positions_is_what_a_part_of_a_large_image_has():
-    grid, side = 24, training._PATCHES
+    grid, side = 24, training.PATCHES
     table = np.arange(1 + grid * grid, dtype=np.float32)[:, None]
     found = training._window(
         {"params": {"positions": jnp.asarray(table)}}, grid, jnp.array([3, 5])
@@ -154,7 +155,7 @@ def test_loss_falls_on_a_fixed_batch():
     variant = _small()
     start, step = training.make_step(variant, steps=20)
     state = start(0)
-    batch = training._batch(np.random.default_rng(0), _flat(4), _words(77), variant, 4)
+    batch = program._batch(np.random.default_rng(0), _flat(4), _words(77), variant, 4)
     losses = []
     for _ in range(12):
         state, loss = step(state, *batch)
@@ -169,11 +170,11 @@ def test_loss_falls_on_a_fixed_batch():
 
 def test_the_whole_life_of_two_steps(tmp_path, monkeypatch):
     monkeypatch.setitem(clip.VARIANTS, NAME, _small())
-    monkeypatch.setattr(training, "draw_scenes", lambda *_, **__: _flat(100))
-    monkeypatch.setattr(training, "_EPISODES", 20)
+    monkeypatch.setattr(program, "draw_scenes", lambda *_, **__: _flat(100))
+    monkeypatch.setattr(program, "_EPISODES", 20)
     out = tmp_path / "x.safetensors"
     arguments = ["--name", NAME, "--scenes", "12", "--steps", "2", "--batch", "4"]
-    assert training.main([*arguments, "--out", str(out)]) == 0
+    assert program.main([*arguments, "--out", str(out)]) == 0
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["tiny_clip.json", "x.log", "x.safetensors"]
     backbone = backbones.get(NAME, weights=str(out))
@@ -184,7 +185,7 @@ def test_the_whole_life_of_two_steps(tmp_path, monkeypatch):
 def test_a_mistake_is_one_line(tmp_path, capsys):
     out = str(tmp_path / "nowhere" / "x.safetensors")
     for arguments in (["--out", out], ["--steps", "1"]):
-        assert training.main(["--name", NAME, *arguments]) == 2
+        assert program.main(["--name", NAME, *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -194,11 +195,16 @@ def test_a_mistake_is_one_line(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def scenes():
     drawn = draw_scenes("pretraining", 24, seed=12345, processes=1)
-    return training.shrunk(drawn, 192)
+    return program.shrunk(drawn, 192)
 
 
-@pytest.fixture(scope="module", params=training.NAMES)
+@pytest.fixture(scope="module", params=program.NAMES)
 def packaged(request):
+    if not clip.VARIANTS[request.param].packaged:
+        pytest.skip(
+            f"{request.param} has no packaged weights yet; "
+            f"python -m data_prep.pretrain_tiny_clip --name {request.param} makes them"
+        )
     return backbones.get(request.param, weights="")
 
 
@@ -207,7 +213,7 @@ def test_the_packaged_file_is_small_and_the_one_of_its_log(packaged):
     assert len(file.read_bytes()) < 3_000_000
     log = (HERE / f"{packaged.name}.log").read_text()
     assert packaged.digest in log and f"--name {packaged.name}" in log
-    assert "/" not in log.replace("1/", "")
+    assert "/" not in log
 
 
 def test_joint_space_tells_colours_and_objects(packaged, scenes):

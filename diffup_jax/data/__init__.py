@@ -1,5 +1,9 @@
 """F2: from image files to batched episodes, with numpy only.
 
-sources (coco, label_maps) -> episodes -> rasters, augment, cues -> pipeline. Worker
-processes load these rooms, so none of them imports jax.
+benchmarks: coco label_maps voc class_folders lvis parts packed -> sources
+protocols, published lists -> draws, episodes
+frames rasters augment cues scribbles -> batches -> pipeline
+doctor inspection: what is wrong with a folder of data
+
+Worker processes load these rooms, so none of them imports jax.
 """

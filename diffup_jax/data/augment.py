@@ -50,7 +50,6 @@ class Augment:
     saturation: float = 0.3
     hue: float = 0.03
     grey: float = 0.05
-    regions: float = 0.0
 
 
 def augment(

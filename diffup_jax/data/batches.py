@@ -8,6 +8,11 @@ A damaged file stops the run by its name, or (on_error "skip") is left out: in t
 the episode is replaced by that of another index, index + a 2^40 in the a-th try, so it
 still depends on (seed, index) and the files alone; in evaluation the batch has one
 episode less. What was left out travels with the batch.
+
+A text cue is `text_valid`; which text it is, `class_id` tells. Where "text" is one of
+the training cues, an episode has text alone as often as any other cue (1 of their
+number), and beside its shots in half of the others. With text alone no support is
+valid.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from jaxtyping import Bool
 
 from diffup_jax.data import augment as augmentation
 from diffup_jax.data import cues as cue_maker
-from diffup_jax.data import frames, regions
+from diffup_jax.data import frames
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw, training_draw
@@ -33,6 +38,8 @@ ON_ERROR = ("stop", "skip")
 
 # Keeps shot numbers, cues and augmentation apart from the stream of `training_draw`.
 _STREAM = 3
+# Whether there is text is drawn apart: with or without it, the rest stays as it is.
+_TEXT_STREAM, _BESIDE_SHOTS = 6, 0.5
 # Tries for one training episode, and how far apart they lie: beyond any run's end.
 _TRIES, _APART = 20, 1 << 40
 
@@ -148,7 +155,8 @@ def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
     part = slice(first, first + recipe.batch_size)
     draws = recipe.draws[part]
     ways, shots = len(draws[0].supports), len(draws[0].supports[0])
-    batch = blank(recipe.batch_size, shots, recipe.image_size, ways=ways)
+    # One compiled shape for 0 shots and for 1.
+    batch = blank(recipe.batch_size, max(shots, 1), recipe.image_size, ways=ways)
     places: list[int] = []
     truths: list[Truth] = []
     damaged: list[str] = []
@@ -202,20 +210,27 @@ def _fill_training(recipe: Training, index: int, batch: Episode, row: int) -> No
             size=recipe.image_size,
         )
 
-    # Nothing is drawn for it unless it is asked for: other runs keep their episodes.
-    share = recipe.augment.regions if recipe.augment else 0.0
-    if share and generator.random() < share:
-        draw, source = regions.episode(source, draw, generator=generator)
     image, masks, ignore = _query(source, draw)
     _put_query(batch, row, draw, view(image, masks, ignore, None))
-    for way, images in enumerate(draw.supports):
+    batch.text_valid[row], alone = _text_drawn(recipe, index)
+    kinds = cue_maker.marking(recipe.cues)
+    for way, images in enumerate(() if alone else draw.supports):
         for shot, image_id in enumerate(images):
-            kind = recipe.cues[generator.integers(len(recipe.cues))]
+            kind = kinds[generator.integers(len(kinds))]
             pixels = _support(
                 source, image_id, draw.class_ids[way], kind, recipe.conventions
             )
             seen, at = view(*pixels), (row, way, shot)
             _put_support(batch, at, seen, kind, generator, recipe.conventions)
+
+
+def _text_drawn(recipe: Training, index: int) -> tuple[bool, bool]:
+    """Whether a training episode has text, and whether it has nothing else."""
+    if not cue_maker.any_text(recipe.cues):
+        return False, False
+    generator = np.random.default_rng((recipe.seed, index, _TEXT_STREAM))
+    alone = bool(generator.random() < 1 / len(recipe.cues))
+    return alone or bool(generator.random() < _BESIDE_SHOTS), alone
 
 
 def _fill_evaluation(recipe: Evaluation, draw: Draw, batch: Episode, row: int) -> Truth:
@@ -225,9 +240,11 @@ def _fill_evaluation(recipe: Evaluation, draw: Draw, batch: Episode, row: int) -
     if not rule.query_ignore:
         ignore = np.zeros_like(ignore)
     _put_query(batch, row, draw, frames.enter(image, masks, ignore, None, **entering))
-    for way, images in enumerate(draw.supports):
+    batch.text_valid[row] = cue_maker.any_text(recipe.kinds)
+    kinds = cue_maker.marking(recipe.kinds)
+    for way, images in enumerate(draw.supports if kinds else ()):
         for shot, image_id in enumerate(images):
-            kind = recipe.kinds[shot % len(recipe.kinds)]
+            kind = kinds[shot % len(kinds)]
             class_id = draw.class_ids[way]
             pixels = _support(source, image_id, class_id, kind, recipe.conventions)
             if not rule.support_ignore:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt16
@@ -115,18 +116,29 @@ def make_cue(
 
 
 def mixture(cue: str) -> tuple[str, ...]:
-    """The kinds of an evaluation cue: "mask+scribble" -> ("mask", "scribble").
+    """The kinds of an evaluation cue: "mask+text" -> ("mask", "text").
 
-    Shot i takes kind i mod the number of kinds. Raises DiffUpError for a kind that
-    marks no pixels and for one that is named twice.
+    Shot i takes kind i mod the number of those that mark pixels (`marking`); a text is
+    no shot, it stands beside all of them. Raises DiffUpError for an unknown kind and
+    for one that is named twice.
     """
     kinds = tuple(cue.split("+"))
-    if any(kind not in KINDS for kind in kinds) or len(set(kinds)) < len(kinds):
+    if any(kind not in CUES for kind in kinds) or len(set(kinds)) < len(kinds):
         raise DiffUpError(
-            f"cue {cue!r} is unknown; expected one of {KINDS}, or some of them joined "
+            f"cue {cue!r} is unknown; expected one of {CUES}, or some of them joined "
             'by "+", such as "mask+scribble".'
         )
     return kinds
+
+
+def marking(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Those of the kinds that mark pixels: the ones a shot can have."""
+    return tuple(kind for kind in kinds if kind in KINDS)
+
+
+def any_text(cues: Iterable[str]) -> bool:
+    """Whether one of the cues, or of a mixture's kinds, is a text."""
+    return any("text" in cue.split("+") for cue in cues)
 
 
 def cue_generator(seed: int, image_id: str, class_id: int) -> np.random.Generator:

@@ -92,13 +92,18 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedSource:
-    """A `sources.Source` over records; made by `open_packed`. `names` is sorted."""
+    """A `sources.Source` over records; made by `open_packed`.
+
+    `kind` is that of the source that was packed, whose rules of drawing still hold;
+    `names` is sorted.
+    """
 
     name: str
     root: str
     class_names: tuple[str, ...]
     class_folds: tuple[int, ...]
     by_class: tuple[tuple[str, ...], ...]
+    kind: str
     names: tuple[str, ...]
     records: Records
 
@@ -182,6 +187,7 @@ def open_packed(root: Path, *, split: str, min_area: float) -> PackedSource:
         ]
         title, classes = str(facts["name"]), tuple(map(str, facts["class_names"]))
         folds = tuple(map(int, facts["class_folds"]))
+        kind = str(facts["made_from"]["source"])
     except FileNotFoundError:
         found = sorted(p.parent.name for p in root.glob("*/packed.json"))
         raise DiffUpError(
@@ -216,6 +222,7 @@ def open_packed(root: Path, *, split: str, min_area: float) -> PackedSource:
             tuple(name for name, large in rows if large or as_packed)
             for rows in by_class
         ),
+        kind=kind,
         names=names,
         records=Records(str(folder)),
     )

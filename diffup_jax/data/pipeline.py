@@ -33,7 +33,7 @@ from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.data.sources import Source, require_images
-from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.types import CUES, DiffUpError, Episode
 
 # Batches made ahead: per worker process, or by threads of this process. A batch of
 # 16 episodes at 384 pixels is about 42 MB, so grain's own default of 500 is too many.
@@ -64,8 +64,8 @@ def training_dataset(
     Each episode draws its number of shots 1..max_shots and each shot its cue from
     `cues`; query and supports are augmented independently (None: only resized).
     batch_size: episodes of all processes together; each process yields its own
-    batch_size / process_count. on_error: "stop" or "skip", see batches.py. Images are
-    uint8, text fields are zeros and False.
+    batch_size / process_count. on_error: "stop" or "skip", see batches.py, which also
+    says when an episode has text. Images are uint8; text ids are zeros.
 
     Raises DiffUpError for a batch that does not divide, an unknown cue, a class with
     fewer than max_shots + 1 images, and fewer classes than ways.
@@ -75,10 +75,8 @@ def training_dataset(
             f"a batch of {batch_size} episodes does not divide among {process_count} "
             "processes; use a multiple."
         )
-    if not cues or any(kind not in cue_maker.KINDS for kind in cues):
-        raise DiffUpError(
-            f"training cues are {tuple(cues)}; expected some of {cue_maker.KINDS}."
-        )
+    if not cues or any(kind not in CUES for kind in cues):
+        raise DiffUpError(f"training cues are {tuple(cues)}; expected some of {CUES}.")
     if not 1 <= ways <= len(classes):
         raise DiffUpError(
             f"{ways}-way episodes over {len(classes)} classes; expected 1 way or more "
@@ -204,7 +202,8 @@ def evaluation_batches(
     """The draws in order; all batches have `batch_size` rows (see `EvaluationBatch`).
 
     numbers: the place of each draw in its evaluation list. cue: one kind, or several
-    joined by "+": shot i takes kind i mod their number. Images and labels enter by the
+    joined by "+": shot i takes kind i mod their number, text being no shot; with text
+    alone no shot is valid, and the draws may have none. Images and labels enter by the
     protocol's frame and are not augmented; the cue of a support depends on (seed,
     image, class) alone. query_valid is False on ignored pixels.
 
@@ -213,17 +212,19 @@ def evaluation_batches(
     """
     sizes = {(len(draw.supports), *map(len, draw.supports)) for draw in draws}
     shots = {k for _, *each in sizes for k in each}
-    if len({n for n, *_ in sizes}) != 1 or len(shots) != 1 or shots == {0}:
+    kinds = cue_maker.mixture(cue)
+    too_few = shots == {0} and cue_maker.marking(kinds)
+    if len({n for n, *_ in sizes}) != 1 or len(shots) != 1 or too_few:
         raise DiffUpError(
             f"the {len(draws)} episodes have {sorted({n for n, *_ in sizes})} ways and "
             f"{sorted(shots)} supports; expected one number of each, at least 1, for "
-            "all."
+            "all (of supports 0 with text alone)."
         )
     recipe = making.Evaluation(
         source=source,
         draws=tuple(draws),
         numbers=tuple(numbers),
-        kinds=cue_maker.mixture(cue),
+        kinds=kinds,
         conventions=conventions,
         protocol=protocol,
         image_size=image_size,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt16
 from scipy import ndimage
 
-from diffup_jax.data import coco
+from diffup_jax.data import coco, packed
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.types import DiffUpError
 
@@ -115,6 +115,13 @@ def boxes(source: Source, image_id: str, class_id: int) -> Int[np.ndarray, "m 4"
         for rows, columns in filter(None, found)
     ]
     return np.array(corners, np.int64).reshape(-1, 4)
+
+
+def drawn_as(source: Source, kind: str) -> str:
+    """The kind whose rules a protocol follows for a source that was opened as `kind`:
+    packed data keeps the rules of what was packed.
+    """
+    return source.kind if isinstance(source, packed.PackedSource) else kind
 
 
 def fold_classes(source: Source, fold: int, *, role: str) -> tuple[int, ...]:

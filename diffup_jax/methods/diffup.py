@@ -79,7 +79,8 @@ class LossSettings:
     pure_noise: share of draws at t = 1 exactly.
     from_own, from_prior: shares of z in equation (1); the rest is the truth.
     self_conditioning: share of draws that see the previous x0_hat.
-    prior_dropout: probability of leaving out each (level, operator) pair.
+    prior_dropout: probability of leaving out each (level, operator) pair, and each
+      text operator.
     prior_gamma: standard deviation of log gamma in the distortion P -> P^gamma.
     dice, error, quality: weights of the loss terms.
     """
@@ -286,9 +287,22 @@ class DiffUp:
         keep = (u > self.losses.prior_dropout) | best
         gamma = draws("gamma", jax.random.normal, priors.maps.shape[1:5])
         gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
-        # P = 0 stays 0 for every gamma; the floor keeps the power finite.
-        maps = jnp.where(priors.maps > 0, jnp.maximum(priors.maps, 1e-6) ** gamma, 0.0)
-        return (priors._replace(maps=maps), last), keep
+        priors = priors._replace(maps=_distorted(priors.maps, gamma))
+        if priors.text_maps.shape[2]:
+            priors = self._disturb_text(priors, draws)
+        return (priors, last), keep
+
+    def _disturb_text(self, priors, draws):
+        """The same of the text priors; draws by names of their own."""
+        kinds = priors.text_maps.shape[1:3]
+        u = draws("text keep", jax.random.uniform, kinds[1:])
+        keep = (u > self.losses.prior_dropout) | (u == u.max(axis=1, keepdims=True))
+        gamma = draws("text gamma", jax.random.normal, kinds)
+        gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
+        return priors._replace(
+            text_maps=_distorted(priors.text_maps, gamma),
+            text_valid=priors.text_valid & keep[:, None],
+        )
 
     def _previous(self, x0, affinity) -> Float[Array, "b p q 2"]:
         """Previous x0_hat in [-1, 1] and its propagation by query self-affinity."""
@@ -334,6 +348,11 @@ class DiffUp:
         weights = {name: getattr(self.losses, name) for name in list(terms)[1:]}
         loss = terms["bce"] + sum(weights[name] * terms[name] for name in weights)
         return loss, terms
+
+
+def _distorted(maps, gamma):
+    # P = 0 stays 0 for every gamma; the floor keeps the power finite.
+    return jnp.where(maps > 0, jnp.maximum(maps, 1e-6) ** gamma, 0.0)
 
 
 def _facts(state) -> Facts:

@@ -72,6 +72,14 @@ class TextTable:
     backgrounds: Float[np.ndarray, "u d"]
     temperature: float
 
+    def told(self, templates: Sequence[str]) -> str:
+        """The table in words, for whoever reads a result."""
+        sentences = ", ".join(f'"{template}"' for template in templates)
+        return (
+            f"{sentences} against {len(self.backgrounds)} backgrounds, temperature "
+            f"{self.temperature:.3g}"
+        )
+
 
 def text_table(
     backbone: Backbone,
@@ -207,8 +215,8 @@ class Prior:
             keep = jnp.ones((b, levels, operators), bool)
         valid = valid & keep[:, None, :, :, None]
         # Text weighs as one shot does: its maps share out what a shot's maps count.
-        texts = priors.text_valid.shape[2]
-        of_text = keep.sum(axis=(1, 2))[:, None, None] / max(texts, 1)
+        texts = jnp.maximum(priors.text_valid.sum(axis=2, keepdims=True), 1)
+        of_text = keep.sum(axis=(1, 2))[:, None, None] / texts
         of_text = jnp.broadcast_to(of_text, priors.text_valid.shape)
         share = jnp.broadcast_to(priors.share[:, :, None, None], valid.shape)
 

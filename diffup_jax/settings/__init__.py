@@ -10,9 +10,11 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from diffup_jax import backbones
+from diffup_jax.backbones import prompts
 from diffup_jax.data import batches, cues, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.methods import diffup as diffup_method
@@ -29,8 +31,10 @@ __all__ = [
     "from_config",
     "make_backbone",
     "make_method",
+    "make_text",
     "open_split",
     "plain",
+    "require_text",
 ]
 
 
@@ -71,9 +75,52 @@ def make_backbone(settings: Settings) -> backbones.Backbone:
     return backbone
 
 
-def make_method(settings: Settings, backbone: backbones.Backbone) -> Method:
-    """The method of a run over a backbone."""
-    prior = prior_method.Prior(backbone, settings.prior)
+def require_text(settings: Settings, cues_asked: Sequence[str]) -> None:
+    """Raises DiffUpError if one of the cues is a text and the backbone reads none."""
+    name = settings.backbone.name
+    if cues.any_text(cues_asked) and backbones.recipe(name).text is None:
+        raise DiffUpError(
+            f"The cues {', '.join(cues_asked)} hold text, but backbone {name!r} has no "
+            "text tower. Use one that has, with --config.backbone.name=NAME (see the "
+            "column 'text' of: diffup backbones list), or leave the text out."
+        )
+
+
+def make_text(
+    settings: Settings,
+    backbone: backbones.Backbone,
+    names: Sequence[str],
+    *,
+    cues_asked: Sequence[str],
+) -> prior_method.TextTable | None:
+    """What a source's class names mean; None if no cue is a text, nothing is run then.
+
+    Raises:
+      DiffUpError: see prior.text_table.
+    """
+    if not cues.any_text(cues_asked):
+        return None
+    options = settings.text
+    backgrounds = options.backgrounds
+    if len(backgrounds) == 1:
+        backgrounds = prompts.background_names(backgrounds[0])
+    return prior_method.text_table(
+        backbone,
+        names,
+        templates=options.templates,
+        backgrounds=backgrounds,
+        temperature=options.temperature or None,
+    )
+
+
+def make_method(
+    settings: Settings,
+    backbone: backbones.Backbone,
+    *,
+    text: prior_method.TextTable | None = None,
+) -> Method:
+    """The method of a run over a backbone; `text` as `make_text` answers it."""
+    prior = prior_method.Prior(backbone, settings.prior, text)
     if settings.method == "prior":
         return prior
     return diffup_method.DiffUp(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffup_jax.backbones import prompts
 from diffup_jax.data import batches, benchmarks, coco, cues, episodes, protocols
-from diffup_jax.settings.sections import EvalSettings, Settings
+from diffup_jax.settings.sections import EvalSettings, Settings, TextSettings
+from diffup_jax.types import CUES
 from diffup_jax.uqdd import SIZES
 
 METHODS = ("diffup", "prior")
@@ -49,10 +51,10 @@ def implausible(settings: Settings) -> list[str]:
             "a share of the image in [0, 1)",
         ),
         (
-            bool(evaluation.shots) and min(evaluation.shots) >= 1,
+            bool(evaluation.shots) and min(evaluation.shots) >= 0,
             "config.eval.shots",
             evaluation.shots,
-            "numbers of at least 1",
+            "numbers of at least 1, or 0 for text alone",
         ),
     ]
     positive = {
@@ -92,6 +94,7 @@ def implausible(settings: Settings) -> list[str]:
         "train.warmup_steps": train.warmup_steps,
         "train.weight_decay": train.weight_decay,
         "process.condition_strength": settings.process.condition_strength,
+        "text.temperature": settings.text.temperature,
         "eval.gallery": evaluation.gallery,
         "eval.episodes": evaluation.episodes,
         "data.workers": data.workers,
@@ -104,7 +107,6 @@ def implausible(settings: Settings) -> list[str]:
         "sampler.eta": settings.sampler.eta,
         "augment.flip": settings.augment.flip,
         "augment.grey": settings.augment.grey,
-        "augment.regions": settings.augment.regions,
         **{
             f"losses.{name}": getattr(settings.losses, name)
             for name in ("pure_noise", "from_own", "from_prior")
@@ -115,16 +117,16 @@ def implausible(settings: Settings) -> list[str]:
         (0 <= value <= 1, f"config.{name}", value, "a number in [0, 1]")
         for name, value in shares.items()
     ]
-    # Text cues need a backbone with a text tower; none of those known has one.
     checks.append(
         (
-            bool(train.cues) and set(train.cues) <= set(cues.KINDS),
+            bool(train.cues) and set(train.cues) <= set(CUES),
             "config.train.cues",
             train.cues,
-            f"some of {', '.join(cues.KINDS)}",
+            f"some of {', '.join(CUES)}",
         )
     )
     checks += _evaluation_cues(evaluation)
+    checks += _text(settings.text)
     known = protocols.PROTOCOLS.get(evaluation.protocol)
     most = {"train": episodes.MOST_WAYS, "eval": known.most_ways if known else 1}
     for name, ways in (("train", train.ways), ("eval", evaluation.ways)):
@@ -140,15 +142,38 @@ def implausible(settings: Settings) -> list[str]:
 
 
 def _evaluation_cues(options: EvalSettings) -> list[tuple[bool, str, Any, str]]:
-    """One check per cue; a mixture needs a shot for each of its kinds."""
-    name, least = "config.eval.cues", min(options.shots, default=1)
-    kinds = ", ".join(cues.KINDS)
+    """Checks of the cues; a mixture needs a shot for each kind that marks pixels."""
+    name = "config.eval.cues"
+    least = min((shots for shots in options.shots if shots), default=0)
+    kinds = ", ".join(CUES)
     checks = [(bool(options.cues), name, options.cues, f"some of {kinds}")]
     for cue in options.cues:
         parts = cue.split("+")
-        fine = set(parts) <= set(cues.KINDS) and len(set(parts)) == len(parts)
+        fine = set(parts) <= set(CUES) and len(set(parts)) == len(parts)
         expected = f"one of {kinds}, or several joined by '+'"
         checks.append((fine, name, cue, expected))
         expected = f"a shot for each of its kinds; config.eval.shots has {least}"
-        checks.append((not fine or len(parts) <= least, name, cue, expected))
+        shots = len(cues.marking(parts))
+        checks.append((not fine or shots <= least, name, cue, expected))
     return checks
+
+
+def _text(options: TextSettings) -> list[tuple[bool, str, Any, str]]:
+    lists = ", ".join(prompts.BACKGROUNDS)
+    alone = len(options.backgrounds) == 1
+    return [
+        (
+            bool(options.templates)
+            and all(each.count("{name}") == 1 for each in options.templates),
+            "config.text.templates",
+            options.templates,
+            "sentences with {name} in each once (a comma divides sentences)",
+        ),
+        (
+            bool(options.backgrounds)
+            and (not alone or options.backgrounds[0] in prompts.BACKGROUNDS),
+            "config.text.backgrounds",
+            options.backgrounds,
+            f"one of the lists {lists}, or several names of what is no class",
+        ),
+    ]

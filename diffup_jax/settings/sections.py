@@ -43,6 +43,15 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """See configs/common.py."""
+
+    templates: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """See configs/common.py."""
 
@@ -89,6 +98,7 @@ class Settings:
     data: DataSettings
     augment: Augment
     prior: prior_method.PriorSettings
+    text: TextSettings
     decoder: diffup_method.DecoderSettings
     process: diffup_method.ProcessSettings
     sampler: diffup_method.SamplerSettings
