@@ -307,7 +307,14 @@ def there_and_back(source):
     records._source = [record]
     count = len(source.class_names)
     return packed.PackedSource(
-        "made", "", source.class_names, (0,) * count, ((),) * count, ("one",), records
+        name="made",
+        root="",
+        class_names=source.class_names,
+        class_folds=(0,) * count,
+        by_class=((),) * count,
+        kind="label_map",
+        names=("one",),
+        records=records,
     )
 
 
