@@ -16,6 +16,8 @@ CONSTRAIN = $$($(BIN)/python -c 'import sys; \
 	print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
 PYTEST_ARGS ?=
+# A process takes up to 2 GB: no more of them than help.
+WORKERS ?= -n auto --maxprocesses 4
 # The recipe of `make demo`.
 SCENES ?= 1500
 
@@ -59,13 +61,14 @@ venv: .venv/.installed
 	@touch $@
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q --ignore=tests/real --ignore=tests/bench $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(WORKERS) --ignore=tests/real --ignore=tests/bench \
+	  $(PYTEST_ARGS)
 
 parity: .venv/.installed-parity
-	$(BIN)/python -m pytest -q tests/parity $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(WORKERS) tests/parity $(PYTEST_ARGS)
 
 real: .venv/.installed
-	$(BIN)/python -m pytest -q tests/real $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(WORKERS) tests/real $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
