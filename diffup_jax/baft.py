@@ -100,8 +100,8 @@ def make_priors(
     temperature: float,
     grid: tuple[int, int],
 ) -> Priors:
-    """All priors of an episode, equations (1)-(9). Memory beyond the features and the
-    maps themselves does not grow with k.
+    """All priors of an episode, equations (1)-(9). No matrix over positions of two
+    images is held; what is (features, their unit form, maps) grows with k.
 
     Args:
       query: per level, features [b p_l q_l c_l].
