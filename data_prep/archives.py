@@ -1,4 +1,4 @@
-"""Shared by all prep commands: getting archives, unpacking them, saying what is there.
+"""Shared by all prep commands: getting archives and unpacking them.
 
 A download continues where it broke (HTTP Range into NAME.part) and takes its name only
 when size and hash are right. An archive is unpacked file by file, each whole or not at
@@ -20,7 +20,6 @@ import lzma
 import os
 import shutil
 import stat
-import sys
 import tarfile
 import time
 import urllib.error
@@ -63,14 +62,6 @@ class Archive:
     @property
     def name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
-
-
-class Row(NamedTuple):
-    """One line of a summary: what, "there" | "missing" | "wrong", and the facts."""
-
-    what: str
-    state: str
-    facts: str
 
 
 def obtain(archive: Archive, folder: Path, *, download: bool) -> Path | None:
@@ -234,22 +225,6 @@ def below(prefix: str, folders: Sequence[str]) -> Callable[[str], str | None]:
         return rest if any(rest.startswith(f"{f}/") for f in folders) else None
 
     return choose
-
-
-def summary(title: str, rows: Sequence[Row]) -> int:
-    """Prints what is there and what is not; answers an exit status, 0 = all there."""
-    print(title)
-    wide = max((len(row.what) for row in rows), default=0)
-    for row in rows:
-        mark = row.state if row.state == "there" else row.state.upper()
-        print(f"  {mark:<8}{row.what:<{wide}}  {row.facts}".rstrip())
-    lacking = [row for row in rows if row.state != "there"]
-    if lacking:
-        print(f"{len(lacking)} of {len(rows)} items are missing or wrong.")
-    else:
-        print("Everything is there.")
-    sys.stdout.flush()
-    return 1 if lacking else 0
 
 
 @contextlib.contextmanager

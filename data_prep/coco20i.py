@@ -25,7 +25,6 @@ annotations (`--subset` for a part of COCO). Run again, it only does what is lef
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -37,7 +36,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data_prep.archives import Archive, Row, below, obtain, summary, unpack, whole
+from data_prep import command
+from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.command import Row
 from diffup_jax.types import DiffUpError
 
 SPLITS = ("train2014", "val2014")
@@ -164,31 +165,21 @@ def rename(root: Path, split: str) -> Row:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.coco20i",
-        description="Prepare and check COCO-20i.",
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "coco20i",
+        "Prepare and check COCO-20i.",
+        root="COCO folder",
+        archives="zip files",
+        subset="COCO",
     )
-    parser.add_argument("--root", type=Path, required=True, help="COCO folder")
-    parser.add_argument("--archives", type=Path, help="zip files (ROOT/archives)")
     parser.add_argument(
         "--download", choices=("2014", "2017"), help="fetch what is missing"
     )
     parser.add_argument(
         "--copy", action="store_true", help="copy into train_val_2017, do not link"
     )
-    parser.add_argument(
-        "--subset", action="store_true", help="not all of COCO: any counts will do"
-    )
-    options = vars(parser.parse_args(arguments))
-    root = options.pop("root")
-    options["archives"] = options["archives"] or root / "archives"
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"coco20i: {error}", file=sys.stderr)
-        return 2
-    return summary(f"COCO-20i in {root}", rows)
+    return command.run(parser, arguments, prepare, title="COCO-20i")
 
 
 def _json_path(root: Path, split: str) -> Path:

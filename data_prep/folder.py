@@ -12,7 +12,6 @@ results are named after folds. Pictures are only read.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.archives import Row, summary, whole
+from data_prep import command
+from data_prep.archives import whole
+from data_prep.command import Row
 from diffup_jax.data import class_folders, rasters
 from diffup_jax.types import DiffUpError
 
@@ -71,21 +72,17 @@ def write_folds(root: Path, names: Sequence[str], folds: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.folder", description="Check a folder of pictures."
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "folder",
+        "Check a folder of pictures.",
+        root="the folder",
+        archives=None,
+        subset=None,
     )
-    parser.add_argument("--root", type=Path, required=True, help="the folder")
     parser.add_argument("--split", default="all", help="all, or a folder or JSON in it")
     parser.add_argument("--folds", type=int, help="deal the classes into N folds")
-    options = vars(parser.parse_args(arguments))
-    root = options.pop("root")
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"folder: {error}", file=sys.stderr)
-        return 2
-    return summary(f"pictures in {root}", rows)
+    return command.run(parser, arguments, prepare, title="pictures")
 
 
 def _problems(place: Path) -> list[Row]:

@@ -17,7 +17,6 @@ only does what is left.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from data_prep.archives import Row, summary, unpack, whole
+from data_prep import command
+from data_prep.archives import unpack, whole
+from data_prep.command import Row
 from diffup_jax.data import class_folders, rasters
 from diffup_jax.types import DiffUpError
 
@@ -66,25 +67,16 @@ def prepare(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.fss1000", description="Prepare and check FSS-1000."
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "fss1000",
+        "Prepare and check FSS-1000.",
+        root="FSS-1000 folder",
+        archives="zip files",
+        subset="FSS-1000",
     )
-    parser.add_argument("--root", type=Path, required=True, help="FSS-1000 folder")
-    parser.add_argument("--archives", type=Path, help="zip files (ROOT/archives)")
     parser.add_argument("--lists", type=Path, help="trn.txt, val.txt and test.txt")
-    parser.add_argument(
-        "--subset", action="store_true", help="not all of FSS-1000: any counts will do"
-    )
-    options = vars(parser.parse_args(arguments))
-    root = options.pop("root")
-    options["archives"] = options["archives"] or root / "archives"
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"fss1000: {error}", file=sys.stderr)
-        return 2
-    return summary(f"FSS-1000 in {root}", rows)
+    return command.run(parser, arguments, prepare, title="FSS-1000")
 
 
 def _install(lists: Path, splits: Path) -> None:

@@ -17,7 +17,6 @@ Run again, it only does what is left.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -25,8 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data_prep.archives import Archive, Row, below, obtain, summary, unpack, whole
+from data_prep import command
+from data_prep.archives import Archive, below, obtain, unpack, whole
 from data_prep.coco20i import ARCHIVES as COCO
+from data_prep.command import Row
 from diffup_jax.data import lvis
 from diffup_jax.types import DiffUpError
 
@@ -149,25 +150,16 @@ def images_rows(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.lvis92i", description="Prepare and check LVIS-92i."
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "lvis92i",
+        "Prepare and check LVIS-92i.",
+        root="LVIS folder",
+        archives="zip files",
+        subset="LVIS",
     )
-    parser.add_argument("--root", type=Path, required=True, help="LVIS folder")
-    parser.add_argument("--archives", type=Path, help="zip files (ROOT/archives)")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument(
-        "--subset", action="store_true", help="not all of LVIS: any counts will do"
-    )
-    options = vars(parser.parse_args(arguments))
-    root = options.pop("root")
-    options["archives"] = options["archives"] or root / "archives"
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"lvis92i: {error}", file=sys.stderr)
-        return 2
-    return summary(f"LVIS-92i in {root}", rows)
+    return command.run(parser, arguments, prepare, title="LVIS-92i")
 
 
 def _json_member(name: str) -> str | None:

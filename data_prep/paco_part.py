@@ -17,14 +17,15 @@ again, it only does what is left.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.archives import Archive, Row, obtain, summary, unpack, whole
+from data_prep import command
+from data_prep.archives import Archive, obtain, unpack, whole
+from data_prep.command import Row
 from data_prep.lvis92i import image_names, images_rows
 from diffup_jax.data import paco_part, parts
 from diffup_jax.types import DiffUpError
@@ -98,25 +99,16 @@ def write_table(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.paco_part", description="Prepare and check PACO-Part."
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "paco_part",
+        "Prepare and check PACO-Part.",
+        root="PACO folder",
+        archives="zip files",
+        subset="PACO",
     )
-    parser.add_argument("--root", type=Path, required=True, help="PACO folder")
-    parser.add_argument("--archives", type=Path, help="zip files (ROOT/archives)")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument(
-        "--subset", action="store_true", help="not all of PACO: any counts will do"
-    )
-    options = vars(parser.parse_args(arguments))
-    root = options.pop("root")
-    options["archives"] = options["archives"] or root / "archives"
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"paco_part: {error}", file=sys.stderr)
-        return 2
-    return summary(f"PACO-Part in {root}", rows)
+    return command.run(parser, arguments, prepare, title="PACO-Part")
 
 
 def _json_member(name: str) -> str | None:

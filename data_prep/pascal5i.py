@@ -26,7 +26,6 @@ same size. Run again, it only does what is left.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import os
@@ -41,17 +40,17 @@ import scipy.io
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep import command
 from data_prep.archives import (
     Archive,
-    Row,
     below,
     obtain,
     packed,
     readable,
-    summary,
     unpack,
     whole,
 )
+from data_prep.command import Row
 from diffup_jax.data import published, rasters, voc
 from diffup_jax.types import DiffUpError
 
@@ -205,29 +204,19 @@ def read_mat(content: bytes, name: str) -> np.ndarray:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pascal5i",
-        description="Prepare and check Pascal-5i.",
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "pascal5i",
+        "Prepare and check Pascal-5i.",
+        root="VOC2012 folder",
+        archives="tar and zip",
+        subset=None,
     )
-    parser.add_argument("--root", type=Path, required=True, help="VOC2012 folder")
-    parser.add_argument("--archives", type=Path, help="tar and zip (ROOT/archives)")
     parser.add_argument("--lists", type=Path, help="published lists: trn/ and val/")
     parser.add_argument(
         "--download", action="store_true", help="fetch the VOC tar and the SBD tgz"
     )
-    options = parser.parse_args(arguments)
-    try:
-        rows = prepare(
-            options.root,
-            archives=options.archives or options.root / "archives",
-            lists=options.lists,
-            download=options.download,
-        )
-    except DiffUpError as error:
-        print(f"pascal5i: {error}", file=sys.stderr)
-        return 2
-    return summary(f"Pascal-5i in {options.root}", rows)
+    return command.run(parser, arguments, prepare, title="Pascal-5i")
 
 
 def _unpack_voc(root: Path, archives: Path, download: bool) -> None:

@@ -23,7 +23,6 @@ Archives in `--archives` (default DIR/archives) are unpacked, and fetched first 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -37,7 +36,9 @@ import scipy.io
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from data_prep.archives import Archive, Row, below, obtain, summary, unpack, whole
+from data_prep import command
+from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.command import Row
 from diffup_jax.data import parts, pascal_part
 from diffup_jax.types import DiffUpError
 
@@ -95,6 +96,7 @@ def prepare(root: Path, *, archives: Path, download: bool, subset: bool) -> list
 
     Raises DiffUpError for a damaged archive, .mat or JSON and for a failed download.
     """
+    root = pascal_part.pascal_root(root)
     ready = (root / pascal_part.INDEX).is_file() and not _is_ours(root)
     if not (root / "JPEGImages").is_dir() or not _lists(root):
         archive = obtain(VOC, archives, download=download)
@@ -205,26 +207,16 @@ def build_index(root: Path, lists: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Exit status 0: all there, 1: not all, 2: a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pascal_part",
-        description="Prepare and check Pascal-Part.",
+    """The command line; see `command.run` for the exit status."""
+    parser = command.parser(
+        "pascal_part",
+        "Prepare and check Pascal-Part.",
+        root="VOC2010 folder",
+        archives="archives",
+        subset="it",
     )
-    parser.add_argument("--root", type=Path, required=True, help="VOC2010 folder")
-    parser.add_argument("--archives", type=Path, help="archives (ROOT/archives)")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument(
-        "--subset", action="store_true", help="not all of it: any counts will do"
-    )
-    options = vars(parser.parse_args(arguments))
-    root = pascal_part.pascal_root(options.pop("root"))
-    options["archives"] = options["archives"] or root / "archives"
-    try:
-        rows = prepare(root, **options)
-    except DiffUpError as error:
-        print(f"pascal_part: {error}", file=sys.stderr)
-        return 2
-    return summary(f"Pascal-Part in {root}", rows)
+    return command.run(parser, arguments, prepare, title="Pascal-Part")
 
 
 def _check(root: Path, ready: bool, subset: bool) -> Iterator[Row]:

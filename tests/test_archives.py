@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from data_prep import archives
-from data_prep.archives import Archive, Row, below, fetch, obtain, summary, unpack
+from data_prep.archives import Archive, below, fetch, obtain, unpack
+from data_prep.command import Row, summary
 from diffup_jax.types import DiffUpError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
