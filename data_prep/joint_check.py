@@ -71,4 +71,4 @@ def text_iou(
     size = labels.shape[1] // 2, labels.shape[2] // 2
     maps = images.resize_maps(images.min_max(jnp.asarray(found)), size)
     truth = labels[pairs.query, 1::2, 1::2] == pairs.category[:, None, None]
-    return prior_check._best_iou(np.asarray(maps), truth, pairs.category)
+    return prior_check.best_iou(np.asarray(maps), truth, pairs.category)

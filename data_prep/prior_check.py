@@ -97,16 +97,16 @@ def prior_iou(
             parts.append(np.asarray(prior(query, support, cues[some])))
         maps.append(np.concatenate(parts))
     maps.append(np.mean(maps, axis=0))
-    return [_best_iou(one, truth, pairs.category) for one in maps]
+    return [best_iou(one, truth, pairs.category) for one in maps]
 
 
 def foreground_iou(labels: Int[np.ndarray, "b h w"], *, pairs: Pairs) -> float:
     """The same number when every pixel is called foreground: what chance gives."""
     truth = labels[pairs.query] == pairs.category[:, None, None]
-    return _best_iou(np.ones(truth.shape, np.float32), truth, pairs.category)
+    return best_iou(np.ones(truth.shape, np.float32), truth, pairs.category)
 
 
-def _best_iou(maps: np.ndarray, truth: np.ndarray, category: np.ndarray) -> float:
+def best_iou(maps: np.ndarray, truth: np.ndarray, category: np.ndarray) -> float:
     """Best over thresholds of the mean over categories; one pass by histograms."""
     classes, row = np.unique(category, return_inverse=True)
     shape = len(classes), _LEVELS
