@@ -123,11 +123,3 @@ def convert(tables, source, *, target_shapes):
     table, _ = weights.best_table(tables, source, target_shapes=target_shapes)
     params = weights.convert(table, source, target_shapes=target_shapes, what="test")
     return table.layout, params
-
-
-def assert_close(got, want, name=""):
-    """Relative error of at most 1e-5, of the largest value of the reference."""
-    got, want = np.asarray(got), np.asarray(want)
-    assert got.shape == want.shape, name
-    error = np.abs(got - want).max() / np.abs(want).max()
-    assert error <= 1e-5, (name, error)

@@ -17,8 +17,8 @@ from transformers import CLIPConfig, CLIPModel  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import clip  # noqa: E402
+from tests.parity.agreement import agree  # noqa: E402
 from tests.tower_laws import (  # noqa: E402
-    assert_close,
     convert,
     image_shapes,
     run,
@@ -123,15 +123,14 @@ def test_every_level_agrees(pair, size):
         want = model.vision_model(
             _nchw(images), interpolate_pos_encoding=True, output_hidden_states=True
         )
-    assert_close(
-        run(recipe.module, params, images, method=_stem), want.hidden_states[0]
-    )
+    stem = run(recipe.module, params, images, method=_stem)
+    agree("stem", stem, want.hidden_states[0])
     answer = run(recipe.module, params, images)
     for j, hidden in enumerate(want.hidden_states[1:]):
         cells = hidden[:, 1:].reshape(2, *grid, -1).numpy()
-        assert_close(answer.levels[f"block{j}"], cells, f"block{j}")
+        agree(f"block{j}", answer.levels[f"block{j}"], cells)
     last = want.last_hidden_state[:, 1:].reshape(2, *grid, -1).numpy()
-    assert_close(answer.last, last, "last")
+    agree("last", answer.last, last)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -147,7 +146,7 @@ def test_joint_is_the_value_path(pair, size):
         v = layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(x)))
         want = _unit(model.visual_projection(tower.post_layernorm(v)))
     joint = run(recipe.module, params, images).joint
-    assert_close(joint, want.reshape(joint.shape))
+    agree("joint", joint, want.reshape(joint.shape))
 
 
 def _ids():
@@ -169,13 +168,13 @@ def test_text_and_logits_agree(pair):
         )
     text = recipe.text.module
     hidden = run(text, text_params, ids, method="hidden")
-    assert_close(hidden, want.text_model_output.last_hidden_state)
+    agree("text hidden", hidden, want.text_model_output.last_hidden_state)
     texts = run(text, text_params, ids)
-    assert_close(texts, want.text_embeds)
+    agree("text", texts, want.text_embeds)
     embed = run(recipe.module, params, images, method="embed")
-    assert_close(embed, want.image_embeds)
+    agree("image", embed, want.image_embeds)
     scale, bias = run(text, text_params, method="scale")
-    assert_close(scale * embed @ texts.T + bias, want.logits_per_image)
+    agree("logits", scale * embed @ texts.T + bias, want.logits_per_image)
 
 
 @pytest.mark.parametrize(("activation", "eos"), [("gelu", EOS), ("quick_gelu", 2)])
@@ -187,9 +186,9 @@ def test_other_activation_and_the_old_end_rule(tmp_path, activation, eos):
     ids, images = _ids(), _images(SIZES[0])
     with torch.no_grad():
         want = model(input_ids=torch.from_numpy(ids).long(), pixel_values=_nchw(images))
-    assert_close(run(recipe.text.module, text_params, ids), want.text_embeds)
+    agree("text", run(recipe.text.module, text_params, ids), want.text_embeds)
     embed = run(recipe.module, params, images, method="embed")
-    assert_close(embed, want.image_embeds)
+    agree("image", embed, want.image_embeds)
 
 
 def _openai(source):

@@ -19,8 +19,8 @@ from torch.nn import functional  # noqa: E402
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import clip, clip_resnet  # noqa: E402
 from diffup_jax.backbones.towers import Tower  # noqa: E402
+from tests.parity.agreement import agree  # noqa: E402
 from tests.tower_laws import (  # noqa: E402
-    assert_close,
     convert,
     image_shapes,
     run,
@@ -219,9 +219,9 @@ def test_every_level_and_joint_agree(pair, size):
         joint = model.visual.attnpool.dense(levels["stage4.block0"])
     assert levels.keys() == answer.levels.keys()
     for name, want in levels.items():
-        assert_close(answer.levels[name], _nhwc(want), name)
-    assert_close(answer.last, _nhwc(levels["stage4.block0"]), "last")
-    assert_close(answer.joint, _nhwc(joint / joint.norm(dim=1, keepdim=True)), "joint")
+        agree(name, answer.levels[name], _nhwc(want))
+    agree("last", answer.last, _nhwc(levels["stage4.block0"]))
+    agree("joint", answer.joint, _nhwc(joint / joint.norm(dim=1, keepdim=True)))
 
 
 def _unit(x):
@@ -239,11 +239,11 @@ def test_embeddings_and_logits_agree(pair):
         text = _unit(model.encode_text(torch.from_numpy(ids).long()))
         logits = model.logit_scale.exp() * image @ text.T
     embed = run(recipe.module, params, images, method="embed")
-    assert_close(embed, image)
+    agree("image", embed, image)
     texts = run(recipe.text.module, text_params, ids)
-    assert_close(texts, text)
+    agree("text", texts, text)
     scale, bias = run(recipe.text.module, text_params, method="scale")
-    assert_close(scale * embed @ texts.T + bias, logits)
+    agree("logits", scale * embed @ texts.T + bias, logits)
 
 
 def test_positions_of_another_size_are_resized(pair):
@@ -261,4 +261,4 @@ def test_positions_of_another_size_are_resized(pair):
         pool.positional_embedding = nn.Parameter(torch.cat([trained[:1], rows]))
         want = _unit(pool(model.visual.levels(pixels)["stage4.block0"]))
         pool.positional_embedding = trained
-    assert_close(run(recipe.module, params, images, method="embed"), want)
+    agree("image", run(recipe.module, params, images, method="embed"), want)

@@ -20,8 +20,8 @@ from transformers import (  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import convnext  # noqa: E402
+from tests.parity.agreement import agree_all  # noqa: E402
 
-RELATIVE = 1e-5
 SMALL = convnext.Variant(
     widths=(8, 12, 16, 24), depths=(2, 1, 3, 2), patch=4, hub="", licence=""
 )
@@ -89,12 +89,7 @@ def _assert_levels_agree(variant, params, model, images):
     expected = _reference_levels(model, images)
     module = convnext.recipe_of(variant, dtype=jnp.float32).module
     answer = jax.jit(module.apply)(params, images)
-    got = answer.levels | {"last": answer.last}
-    assert got.keys() == expected.keys()
-    for name, want in expected.items():
-        assert got[name].shape == want.shape, name
-        error = np.abs(np.asarray(got[name]) - want).max() / np.abs(want).max()
-        assert error <= RELATIVE, (name, error)
+    agree_all(answer.levels | {"last": answer.last}, expected)
 
 
 def _images(*size: int) -> np.ndarray:

@@ -22,8 +22,8 @@ from transformers import (  # noqa: E402
 from diffup_jax import backbones, weights  # noqa: E402
 from diffup_jax.backbones import resnet  # noqa: E402
 from diffup_jax.types import DiffUpError  # noqa: E402
+from tests.parity.agreement import agree_all  # noqa: E402
 
-RELATIVE = 1e-5
 SMALL = resnet.Variant(
     bottleneck=True,
     stem_width=8,
@@ -99,12 +99,8 @@ def _reference_levels(model, variant, images) -> dict[str, np.ndarray]:
 def _assert_levels_agree(variant, params, model, images):
     expected = _reference_levels(model, variant, images)
     answer = jax.jit(resnet.ResNet(variant).apply)(params, images)
-    assert answer.levels.keys() == expected.keys()
-    for name, want in expected.items():
-        got = np.asarray(answer.levels[name])
-        assert got.shape == want.shape, name
-        assert np.abs(got - want).max() <= RELATIVE * np.abs(want).max(), name
-    np.testing.assert_array_equal(answer.last, answer.levels[name])
+    agree_all(answer.levels, expected)
+    np.testing.assert_array_equal(answer.last, answer.levels[list(expected)[-1]])
 
 
 @pytest.mark.parametrize("variant", [SMALL, BASIC], ids=["bottleneck", "basic"])
@@ -185,9 +181,7 @@ def test_the_torch_reference_of_check_is_the_same_network(tmp_path):
     with torch.no_grad():
         found = plain(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     assert list(found) == list(expected)
-    for name, want in expected.items():
-        got = found[name].numpy().transpose(0, 2, 3, 1)
-        assert np.abs(got - want).max() <= RELATIVE * np.abs(want).max(), name
+    agree_all({k: v.numpy().transpose(0, 2, 3, 1) for k, v in found.items()}, expected)
 
 
 def _torchvision_key(key: str) -> str:

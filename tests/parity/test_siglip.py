@@ -21,8 +21,8 @@ from transformers import (  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import siglip  # noqa: E402
+from tests.parity.agreement import agree  # noqa: E402
 from tests.tower_laws import (  # noqa: E402
-    assert_close,
     convert,
     image_shapes,
     run,
@@ -127,15 +127,14 @@ def test_every_level_agrees(pair, size):
         alone = [model.vision_model.head(cell[None]) for cell in cells]
         joint = torch.cat(alone).reshape(2, *grid, 24)
         joint = (joint / joint.norm(dim=-1, keepdim=True)).numpy()
-    assert_close(
-        run(recipe.module, params, images, method=_stem), want.hidden_states[0]
-    )
+    stem = run(recipe.module, params, images, method=_stem)
+    agree("stem", stem, want.hidden_states[0])
     answer = run(recipe.module, params, images)
     for j, hidden in enumerate(want.hidden_states[1:]):
         cells = hidden.reshape(2, *grid, -1).numpy()
-        assert_close(answer.levels[f"block{j}"], cells, f"block{j}")
-    assert_close(answer.last, want.last_hidden_state.reshape(2, *grid, -1), "last")
-    assert_close(answer.joint, joint, "joint")
+        agree(f"block{j}", answer.levels[f"block{j}"], cells)
+    agree("last", answer.last, want.last_hidden_state.reshape(2, *grid, -1))
+    agree("joint", answer.joint, joint)
 
 
 def test_text_and_logits_agree(pair):
@@ -146,10 +145,10 @@ def test_text_and_logits_agree(pair):
         want = model(input_ids=torch.from_numpy(ids).long(), **_inputs(model, images))
     text = recipe.text.module
     hidden = run(text, text_params, ids, method="hidden")
-    assert_close(hidden, want.text_model_output.last_hidden_state)
+    agree("text hidden", hidden, want.text_model_output.last_hidden_state)
     texts = run(text, text_params, ids)
-    assert_close(texts, want.text_embeds)
+    agree("text", texts, want.text_embeds)
     embed = run(recipe.module, params, images, method="embed")
-    assert_close(embed, want.image_embeds)
+    agree("image", embed, want.image_embeds)
     scale, bias = run(text, text_params, method="scale")
-    assert_close(scale * embed @ texts.T + bias, want.logits_per_image)
+    agree("logits", scale * embed @ texts.T + bias, want.logits_per_image)

@@ -22,8 +22,8 @@ from transformers import (  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import swin  # noqa: E402
+from tests.parity.agreement import agree_all  # noqa: E402
 
-RELATIVE = 1e-5
 SMALL = swin.VARIANTS["swin_t"]._replace(
     width=8, depths=(2, 2, 4, 2), heads=(1, 2, 4, 4), window=3, hub="", licence=""
 )
@@ -102,12 +102,7 @@ def _reference_levels(model, images, **options) -> dict[str, np.ndarray]:
 def _assert_levels_agree(variant, params, expected, images):
     module = swin.recipe_of(variant, dtype=jnp.float32).module
     answer = jax.jit(module.apply)(params, images)
-    got = answer.levels | {"last": answer.last}
-    assert got.keys() == expected.keys()
-    for name, want in expected.items():
-        assert got[name].shape == want.shape, name
-        error = np.abs(np.asarray(got[name]) - want).max() / np.abs(want).max()
-        assert error <= RELATIVE, (name, error)
+    agree_all(answer.levels | {"last": answer.last}, expected)
 
 
 def _images(*size: int) -> np.ndarray:

@@ -16,8 +16,8 @@ import safetensors.torch  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
 from diffup_jax.backbones import torch_reference, vgg  # noqa: E402
+from tests.parity.agreement import agree  # noqa: E402
 
-RELATIVE = 1e-5
 SMALL = vgg.VARIANTS["vgg16"]._replace(widths=(4, 6, 8, 8, 12))
 
 
@@ -72,9 +72,7 @@ def test_every_level_agrees_with_the_reference(tmp_path, size, norm):
             x = layer(x)
             if isinstance(layer, torch.nn.ReLU):
                 name, want = next(names), x.numpy().transpose(0, 2, 3, 1)
-                got = np.asarray(answer.levels[name])
-                assert got.shape == want.shape, name
-                assert np.abs(got - want).max() <= RELATIVE * np.abs(want).max(), name
+                agree(name, answer.levels[name], want)
     np.testing.assert_array_equal(answer.last, answer.levels[name])
     assert next(names, None) is None
 

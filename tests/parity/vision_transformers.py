@@ -1,6 +1,6 @@
 """Comparison of our transformers with torch ones, shared by the parity tests here.
 
-`errors` takes a model of the reference library through its file: saved, config.json
+`compare` takes a model of the reference library through its file: saved, config.json
 read into a variant, safetensors keys converted, both run, every level compared.
 """
 
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from diffup_jax import weights
-
-RELATIVE = 1e-5
+from tests.parity.agreement import agree_all
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
@@ -56,10 +55,10 @@ def convert(family: ModuleType, variant, source) -> tuple[str, dict]:
     )
 
 
-def errors(
+def compare(
     family: ModuleType, variant, params, body, size: tuple[int, int], **call
-) -> dict[str, float]:
-    """Largest difference over largest value, for stem, every block and the end.
+) -> None:
+    """`agree` for stem, every block and the end.
 
     `body` is the torch model without head, `call` what its forward is given besides
     the image.
@@ -79,15 +78,14 @@ def errors(
     prefix = 1 + variant.registers
     found = {"stem": kept["intermediates"]["embed"]["__call__"][0]}
     found |= answer.levels | {"last": answer.last}
-    assert found.keys() == expected.keys()
-    told = {}
-    for name, want in expected.items():
-        if name != "stem":
-            want = want[:, prefix:].reshape(2, *grid, variant.width)
-        got = np.asarray(found[name])
-        assert got.shape == want.shape, name
-        told[name] = float(np.abs(got - want).max() / np.abs(want).max())
-    return told
+    cells = (2, *grid, variant.width)
+    agree_all(
+        found,
+        {
+            name: want if name == "stem" else want[:, prefix:].reshape(cells)
+            for name, want in expected.items()
+        },
+    )
 
 
 def _reference(body, images, call) -> dict[str, np.ndarray]:
