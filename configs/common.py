@@ -122,6 +122,11 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 1000,
                 # Checkpoints kept; the newest ones.
                 "keep": 3,
+                # Episodes whose priors are made once, kept on disk and walked again
+                # and again, see docs/method.md; 0 = every episode is new.
+                "prior_cache": 0,
+                # Where they are kept, for several runs; "" = WORKDIR/prior_cache.
+                "prior_cache_dir": "",
                 # True on clusters of several hosts: jax.distributed.initialize().
                 "multi_host": False,
             },

@@ -19,20 +19,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from diffup_jax import checkpoint, evaluation
+from diffup_jax import checkpoint, evaluation, training_data
 from diffup_jax import settings as setup
-from diffup_jax.data import cues, episodes, pipeline, protocols, sources
+from diffup_jax.data import cues, pipeline, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.runlog import Log
 from diffup_jax.settings import Settings, TrainSettings
-from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.types import DiffUpError
 
 # Config keys that a resumed run may change: they alter no number of the training.
 _FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
 _FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
 _FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
 # A run that stopped at a damaged file may continue and leave it out.
-_FREE += ("data.on_error",)
+_FREE += ("data.on_error", "train.prior_cache_dir")
 
 
 class TrainState(NamedTuple):
@@ -76,10 +76,10 @@ def train(config: Any, workdir: str) -> TrainState:
     training, held_out = sources.hold_out(source, settings.data.val_fraction)
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(training, base, shots=options.max_shots)
-    batches = pipeline.iterate(
-        training_batches(settings, training, base), workers=settings.data.workers
+    dataset = training_data.batches(settings, training, base)
+    validation = training_data.validation_draws(
+        held_out, base, options.val_episodes, settings.seed
     )
-    validation = _validation_draws(held_out, base, options.val_episodes, settings.seed)
 
     # Model and state. A folder with another run is refused before anything is built.
     backbone = setup.make_backbone(settings)
@@ -95,7 +95,15 @@ def train(config: Any, workdir: str) -> TrainState:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
     state, frozen = init_state(method, tx, settings, mesh)
-    step = make_step(method, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
+    loss = method.loss
+    workers = settings.data.workers
+    if options.prior_cache:
+        loss, workers = method.loss_prepared, 0
+        dataset = training_data.cached_batches(
+            settings, method, frozen, mesh, training, base, workdir=workdir
+        )
+    batches = pipeline.iterate(dataset, workers=workers)
+    step = make_step(loss, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
 
     # Restore: the newest complete checkpoint of this very run, if there is one.
     if done is not None:
@@ -122,7 +130,7 @@ def train(config: Any, workdir: str) -> TrainState:
     try:
         with log.progress() as bar:
             for number in range(first + 1, options.steps + 1):
-                episode = place(next(batches), mesh)
+                episode = training_data.place(next(batches), mesh)
                 for message in batches.news():
                     bar.write(f"damaged, another episode takes its place: {message}")
                 state, metrics = step(state, frozen, episode)
@@ -161,27 +169,6 @@ def train(config: Any, workdir: str) -> TrainState:
         writer.close()
         log.close()
     return state
-
-
-def training_batches(settings: Settings, source, classes) -> Any:
-    """The run's dataset of training batches, this process's share."""
-    options = settings.train
-    return pipeline.training_dataset(
-        source,
-        classes,
-        seed=settings.seed,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        image_size=settings.data.image_size,
-        max_shots=options.max_shots,
-        ways=options.ways,
-        cues=options.cues,
-        conventions=setup.conventions(settings),
-        augment=settings.augment,
-        on_error=settings.data.on_error,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def optimiser(options: TrainSettings) -> optax.GradientTransformation:
@@ -225,24 +212,27 @@ def init_state(
 
 
 def make_step(
-    method: Method,
+    loss: Callable[[dict, Array, Any], tuple[Array, dict[str, Array]]],
     tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
     ema_decay: float,
     seed: int,
-) -> Callable[[TrainState, dict, Episode], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict[str, Array]]]:
     """The compiled update: episodes are spread over the mesh, gradients averaged.
+
+    `loss(params, keys, batch)` is a method's, of episodes or of what a prior cache
+    keeps of them (DiffUp.loss_prepared).
 
     Every episode of the global batch has its own key from (seed, step, place), so one
     device and many draw the same. The state's buffers are reused.
     """
 
-    def local(params, frozen, keys, episode):
-        def loss(params):
-            return method.loss({**frozen, **params}, keys, episode)
+    def local(params, frozen, keys, batch):
+        def whole(params):
+            return loss({**frozen, **params}, keys, batch)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, metrics), grads = jax.value_and_grad(whole, has_aux=True)(params)
         return jax.lax.pmean((grads, {"loss": value, **metrics}), "data")
 
     spread = jax.shard_map(
@@ -255,10 +245,10 @@ def make_step(
         check_vma=False,
     )
 
-    def step(state, frozen, episode):
+    def step(state, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = jax.random.split(key, episode.query.shape[0])
-        grads, metrics = spread(state.params, frozen, keys, episode)
+        keys = jax.random.split(key, len(jax.tree.leaves(batch)[0]))
+        grads, metrics = spread(state.params, frozen, keys, batch)
         updates, opt = tx.update(grads, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average forgets its random start faster.
@@ -273,27 +263,6 @@ def make_step(
         return TrainState(state.step + 1, params, average, opt), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def place(episode: Episode, mesh: Mesh) -> Episode:
-    """This process's part of a batch as global arrays spread over the mesh."""
-    sharding = NamedSharding(mesh, P("data"))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x), episode
-    )
-
-
-def _validation_draws(source, classes, count: int, seed: int):
-    """1-shot episodes of base classes that have two held-out images."""
-    usable = [c for c in classes if len(source.image_ids(c)) >= 2]
-    if not usable:
-        print(
-            "No base class has two held-out images: no validation. Raise "
-            "config.data.val_fraction to get one.",
-            flush=True,
-        )
-        return ()
-    return episodes.clean_draws(source, usable, shots=1, count=count, seed=seed)
 
 
 def _validate(predict, params, source, draws, settings: Settings) -> dict[str, float]:

@@ -219,7 +219,9 @@ def test_law_of_the_interface(name):
         )
         case = _shapes(episode(b=1, k=1), 224)
         params = jax.eval_shape(method.init, jax.random.key(0), case)
-        seen = jax.eval_shape(lambda p, e: method._prepare(p, e, None), params, case)
+        seen = jax.eval_shape(
+            lambda p, e: method._state(method.prepare(p, e), None), params, case
+        )
         both = (params["decoder"], seen)
         return jax.tree.map(lambda x: (x.shape, x.dtype), both)
 

@@ -29,8 +29,9 @@ FLOORS = (
     {"backbones", "data"},
     {"baft", "uapf", "uqdd"},
     {"methods"},
-    {"settings", "runlog"},
-    {"evaluation", "checkpoint", "training", "scoring", "visualize", "export"},
+    {"settings", "runlog", "prior_cache"},
+    {"evaluation", "checkpoint", "training_data"}
+    | {"training", "scoring", "visualize", "export"},
     {"doors", "cli", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -38,7 +39,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The only steps allowed on one floor: room -> rooms.
 SIDEWAYS = {
     "images": {"types"},
-    "training": {"evaluation", "checkpoint"},
+    "training": {"evaluation", "checkpoint", "training_data"},
     "scoring": {"evaluation", "checkpoint", "visualize"},
     "__main__": {"cli"},
 }

@@ -135,7 +135,7 @@ def fused(method, case, keep=None):
     """BAFT's priors and what UAPF makes of them; compiled once per method and shape."""
     params = {"backbone": {}}
     made = method.priors(params, case)
-    return made[0], method.fuse(params, made, case, keep)
+    return made.priors, method.fuse(made, keep)
 
 
 SEEING = prior.Prior(toy(), SETTINGS)

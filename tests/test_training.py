@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffup_jax import checkpoint, training
+from diffup_jax import checkpoint, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import batches, episodes, pipeline, sources
 from diffup_jax.types import DiffUpError
@@ -48,7 +48,7 @@ def test_one_device_and_two_give_the_same_update(config):
     method = setup.make_method(settings, setup.make_backbone(settings))
     source = setup.open_split(settings, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
-    dataset = training.training_batches(settings, source, base)
+    dataset = training_data.batches(settings, source, base)
     tx = training.optimiser(settings.train)
     decay, seed = settings.train.ema_decay, settings.seed
 
@@ -57,10 +57,10 @@ def test_one_device_and_two_give_the_same_update(config):
         mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
         state, frozen = training.init_state(method, tx, settings, mesh)
         start = jax.tree.map(np.asarray, state.params)
-        step = training.make_step(method, tx, mesh, ema_decay=decay, seed=seed)
+        step = training.make_step(method.loss, tx, mesh, ema_decay=decay, seed=seed)
         history = []
         for index in range(4):
-            episode = training.place(dataset[index].episode, mesh)
+            episode = training_data.place(dataset[index].episode, mesh)
             assert len(episode.query.sharding.device_set) == devices
             state, metrics = step(state, frozen, episode)
             history.append(jax.tree.map(np.asarray, (state, metrics)))
@@ -78,7 +78,7 @@ def test_one_device_and_two_give_the_same_update(config):
     assert relative(start, seen[0][-1][0].params) > 1e-4  # and they did move
 
 
-def blank_step(method, tx, mesh, *, ema_decay, seed):
+def blank_step(loss, tx, mesh, *, ema_decay, seed):
     """In place of `make_step`: counts, and compiles nothing."""
 
     def step(state, frozen, episode):
@@ -141,8 +141,8 @@ def test_parameters_that_overflow_are_seen(config):
     params = {"x": jnp.ones(())}
     state = training.TrainState(jnp.zeros((), int), params, params, tx.init(params))
     state = jax.tree.map(jnp.copy, state)
-    step = training.make_step(Steep(), tx, mesh, ema_decay=0.9, seed=0)
-    episode = training.place(batches.blank(1, 1, 8), mesh)
+    step = training.make_step(Steep().loss, tx, mesh, ema_decay=0.9, seed=0)
+    episode = training_data.place(batches.blank(1, 1, 8), mesh)
     _, metrics = step(state, {}, episode)
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["param_norm"])
 

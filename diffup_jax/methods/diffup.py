@@ -21,13 +21,14 @@ states of the chain: arXiv 2407.16182. Losses and draws: this project's choice.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffup_jax import baft, diffusion, images
+from diffup_jax import diffusion, images
+from diffup_jax.methods.disturbance import Draws, disturb
 from diffup_jax.types import DiffUpError, Episode
 from diffup_jax.uqdd import UQDD, Decoded, Facts
 
@@ -37,8 +38,21 @@ class FusesPriors(Protocol):
     """What DiffUp needs of the training-free method below it."""
 
     def init(self, key, episode) -> dict[str, Any]: ...
-    def priors(self, params, episode) -> tuple[baft.Priors, Array]: ...
-    def fuse(self, params, made, episode, keep=None) -> Any: ...
+    def priors(self, params, episode) -> Any: ...
+    def fuse(self, made, keep=None) -> Any: ...
+
+
+class Prepared(NamedTuple):
+    """All that the decoder's training takes from an episode, at R = h / mask_stride.
+
+    made: the priors before fusion (prior.Made); rgb [b r r 3] in [0, 1]; target
+    [b n r r], share of a cell that is foreground; valid [b r r] in [0, 1].
+    """
+
+    made: Any
+    rgb: Float[Array, "b r s 3"]
+    target: Float[Array, "b n r s"]
+    valid: Float[Array, "b r s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +148,29 @@ class DiffUp:
         Args:
           keys: one per episode, so that the draws do not depend on the batch.
         """
-        draws = _Draws(keys)
-        state = jax.lax.stop_gradient(self._prepare(params, episode, draws))
+        prepared = jax.lax.stop_gradient(self.prepare(params, episode))
+        return self.loss_prepared(params, keys, prepared)
+
+    def prepare(self, params: dict, episode: Episode) -> Prepared:
+        """What of a training episode the trained part changes nothing of.
+
+        Raises:
+          DiffUpError: if the image size does not fit the mask stride.
+        """
+        r = self._resolution(episode.query.shape[1:3])
+        return Prepared(
+            made=self.prior.priors(params, episode),
+            rgb=images.resize(images.to_float(episode.query), r),
+            target=images.area_average(episode.query_mask, r),
+            valid=images.area_average(episode.query_valid.astype(jnp.float32), r),
+        )
+
+    def loss_prepared(
+        self, params: dict, keys: Key[Array, " b"], prepared: Prepared
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """`loss` of what `prepare` returned; of `params` only the decoder is used."""
+        draws = Draws(keys)
+        state = jax.lax.stop_gradient(self._state(prepared, draws))
         return self._decoder_loss(params, draws, state)
 
     def _decoder_loss(self, params, draws, state):
@@ -196,7 +231,7 @@ class DiffUp:
         size = episode.query.shape[1:3]
         b, n = episode.query_mask.shape[:2]
         samples = self.sampler.samples
-        state = self._prepare(params, episode, None)
+        state = self._state(self.prepare(params, episode), None)
         apply = lambda name, *a: self._network.apply(  # noqa: E731
             {"params": params["decoder"]}, *a, method=name
         )
@@ -253,56 +288,31 @@ class DiffUp:
             )
         return size[0] // stride, size[1] // stride
 
-    def _prepare(self, params, episode, draws) -> dict[str, Array]:
+    def _state(self, prepared: Prepared, draws) -> dict[str, Array]:
         """Everything the decoder sees, at R, ways folded into the batch [b n ...]."""
-        r = self._resolution(episode.query.shape[1:3])
-        b, n = episode.query_mask.shape[:2]
-        made = self.prior.priors(params, episode)
+        made, rgb, target, valid = prepared
+        b, n, *r = target.shape
         keep = None
         if draws is not None:
-            made, keep = self._disturb(made, draws)
-        fused = self.prior.fuse(params, made, episode, keep)
-        rgb = images.resize(images.to_float(episode.query), r)
+            priors, keep = disturb(
+                made.priors,
+                draws,
+                dropout=self.losses.prior_dropout,
+                log_gamma=self.losses.prior_gamma,
+            )
+            made = made._replace(priors=priors)
+        fused = self.prior.fuse(made, keep)
         ways = lambda x: jnp.repeat(x, n, axis=0)  # noqa: E731
         fold = lambda x: x.reshape(b * n, *x.shape[2:])  # noqa: E731
         return {
-            "mean": images.resize_maps(fold(fused.mean), r),
-            "variance": images.resize_maps(fold(fused.variance), r),
-            "extent": fold(fused.extent),
+            "mean": images.resize_maps(fold(fused.mean), tuple(r)),
+            "variance": images.resize_maps(fold(fused.variance), tuple(r)),
+            "extent": fold(made.extent),
             "rgb": ways(rgb),
-            "affinity": ways(fused.affinity),
-            "target": images.area_average(fold(episode.query_mask), r),
-            "valid": ways(
-                images.area_average(episode.query_valid.astype(jnp.float32), r)
-            ),
+            "affinity": ways(made.affinity),
+            "target": fold(target),
+            "valid": ways(valid),
         }
-
-    def _disturb(self, made, draws):
-        """Prior dropout and the monotone distortion: no backbone's histogram stays."""
-        priors, last = made
-        pairs = priors.maps.shape[2:4]
-        u = draws("keep", jax.random.uniform, pairs)
-        # The luckiest pair always stays: an episode without priors teaches nothing.
-        best = u == u.max(axis=(1, 2), keepdims=True)
-        keep = (u > self.losses.prior_dropout) | best
-        gamma = draws("gamma", jax.random.normal, priors.maps.shape[1:5])
-        gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
-        priors = priors._replace(maps=_distorted(priors.maps, gamma))
-        if priors.text_maps.shape[2]:
-            priors = self._disturb_text(priors, draws)
-        return (priors, last), keep
-
-    def _disturb_text(self, priors, draws):
-        """The same of the text priors; draws by names of their own."""
-        kinds = priors.text_maps.shape[1:3]
-        u = draws("text keep", jax.random.uniform, kinds[1:])
-        keep = (u > self.losses.prior_dropout) | (u == u.max(axis=1, keepdims=True))
-        gamma = draws("text gamma", jax.random.normal, kinds)
-        gamma = jnp.exp(self.losses.prior_gamma * gamma)[..., None, None]
-        return priors._replace(
-            text_maps=_distorted(priors.text_maps, gamma),
-            text_valid=priors.text_valid & keep[:, None],
-        )
 
     def _previous(self, x0, affinity) -> Float[Array, "b p q 2"]:
         """Previous x0_hat in [-1, 1] and its propagation by query self-affinity."""
@@ -350,24 +360,5 @@ class DiffUp:
         return loss, terms
 
 
-def _distorted(maps, gamma):
-    # P = 0 stays 0 for every gamma; the floor keeps the power finite.
-    return jnp.where(maps > 0, jnp.maximum(maps, 1e-6) ** gamma, 0.0)
-
-
 def _facts(state) -> Facts:
     return Facts(*(state[name] for name in Facts._fields))
-
-
-class _Draws:
-    """Named random draws, one key per episode: adding one changes no other."""
-
-    def __init__(self, keys: Key[Array, " b"]):
-        self._keys = keys
-        self.count = len(keys)
-
-    def __call__(self, name: str, draw, shape: tuple[int, ...]) -> Array:
-        number = sum(ord(letter) * 31**i for i, letter in enumerate(name)) % (2**31)
-        return jax.vmap(lambda key: draw(jax.random.fold_in(key, number), shape))(
-            self._keys
-        )

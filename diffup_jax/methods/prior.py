@@ -29,17 +29,26 @@ _BINS = 64  # histogram bins of Otsu's threshold
 _PROMPTS = 64  # sentences embedded at once
 
 
-class Fused(NamedTuple):
-    """What fusion leaves of an episode's priors; no shape depends on the backbone.
+class Made(NamedTuple):
+    """An episode's priors before fusion, and what else of it the decoder is told.
 
-    mean, variance [b n p q] at the prior grid; extent [b n 2] of the cues, see
-    baft.extent; affinity [b pq pq] of the query.
+    A pure function of episode and frozen weights, so training may keep it
+    (priorcache.py). Only the shape of `priors` depends on the backbone. floor [b n]: of
+    the variance, see uapf.cue_floor; extent [b n 2] of the cues, see baft.extent;
+    affinity [b pq pq] of the query.
     """
+
+    priors: baft.Priors
+    floor: Float[Array, "b n"]
+    extent: Float[Array, "b n 2"]
+    affinity: Float[Array, "b pq pq"]
+
+
+class Fused(NamedTuple):
+    """mean, variance [b n p q] at the prior grid."""
 
     mean: Float[Array, "b n p q"]
     variance: Float[Array, "b n p q"]
-    extent: Float[Array, "b n 2"]
-    affinity: Float[Array, "b pq pq"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +163,7 @@ class Prior:
         """mu moved so that Otsu's threshold is 1/2, and the fused maps at h x w."""
         del keys
         size = episode.query.shape[1:3]
-        fused = self.fuse(params, self.priors(params, episode), episode)
+        fused = self.fuse(self.priors(params, episode))
         mean = images.resize_maps(fused.mean, size)
         threshold = jax.vmap(jax.vmap(_otsu))(fused.mean)[:, :, None, None]
         # Piecewise linear: 0 -> 0, threshold -> 1/2, 1 -> 1.
@@ -168,10 +177,8 @@ class Prior:
         }
         return prob, maps
 
-    def priors(
-        self, params: dict, episode: Episode
-    ) -> tuple[baft.Priors, Float[Array, "b p q c"]]:
-        """BAFT's priors of an episode and the query's deepest prior level.
+    def priors(self, params: dict, episode: Episode) -> Made:
+        """BAFT's priors of an episode, not yet fused.
 
         Raises:
           ValueError: at trace time, if the image is smaller than the prior grid.
@@ -198,17 +205,24 @@ class Prior:
             temperature=self.settings.temperature,
             grid=_grid((h, w), self.settings.grid_stride),
         )
-        return priors, query[names[-1]]
+        return Made(
+            priors=priors,
+            floor=uapf.cue_floor(
+                episode.cue_kind, episode.shot_valid, priors.text_valid.any(axis=2)
+            ),
+            extent=baft.extent(
+                episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
+            ),
+            affinity=baft.episode_affinity(
+                query[names[-1]],
+                grid=_grid((h, w), self.settings.affinity_stride),
+                temperature=self.settings.temperature,
+            ),
+        )
 
-    def fuse(
-        self,
-        params: dict,
-        made: tuple[baft.Priors, Float[Array, "b p q c"]],
-        episode: Episode,
-        keep: Bool[Array, "b l o"] | None = None,
-    ) -> Fused:
+    def fuse(self, made: Made, keep: Bool[Array, "b l o"] | None = None) -> Fused:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
-        priors, last = made
+        priors = made.priors
         b, n, levels, operators, k, p, q = priors.maps.shape
         valid = priors.valid
         if keep is None:
@@ -232,22 +246,9 @@ class Prior:
             reliability=joined(priors.reliability, priors.text_reliability),
             share=joined(share, of_text),
             temperature=self.settings.fusion_temperature,
-            floor=uapf.cue_floor(
-                episode.cue_kind,
-                episode.shot_valid,
-                priors.text_valid.any(axis=2),
-            ),
+            floor=made.floor,
         )
-        size = episode.query.shape[1:3]
-        affinity = baft.episode_affinity(
-            last,
-            grid=_grid(size, self.settings.affinity_stride),
-            temperature=self.settings.temperature,
-        )
-        extent = baft.extent(
-            episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
-        )
-        return Fused(mean, variance, extent, affinity)
+        return Fused(mean, variance)
 
     def _features(
         self,

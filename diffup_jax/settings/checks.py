@@ -39,6 +39,12 @@ def implausible(settings: Settings) -> list[str]:
             "a share between 0 and 1",
         ),
         (
+            not (train.prior_cache and train.multi_host),
+            "config.train.prior_cache",
+            train.prior_cache,
+            "0 with train.multi_host: a cache is made and read by one host",
+        ),
+        (
             0 <= train.ema_decay < 1,
             "config.train.ema_decay",
             train.ema_decay,
@@ -92,6 +98,7 @@ def implausible(settings: Settings) -> list[str]:
     ]
     not_negative = {
         "train.warmup_steps": train.warmup_steps,
+        "train.prior_cache": train.prior_cache,
         "train.weight_decay": train.weight_decay,
         "process.condition_strength": settings.process.condition_strength,
         "text.temperature": settings.text.temperature,

@@ -70,6 +70,8 @@ class TrainSettings:
     val_episodes: int
     checkpoint_every: int
     keep: int
+    prior_cache: int
+    prior_cache_dir: str
     multi_host: bool
 
 

@@ -1,0 +1,196 @@
+"""Kept episodes: what is read is what was made, once, whole, in a known order."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffup_jax import prior_cache, training, training_data
+from diffup_jax import settings as setup
+from diffup_jax.data import sources
+from diffup_jax.types import DiffUpError
+from tests import datasets, runs
+
+EPISODES = 10
+FACTS = {"seed": 0, "episodes": EPISODES}
+EXAMPLE = {
+    "maps": jax.ShapeDtypeStruct((1, 3, 4), jnp.float32),
+    "valid": jax.ShapeDtypeStruct((1, 3), bool),
+    "empty": jax.ShapeDtypeStruct((1, 0), jnp.float32),
+}
+
+
+def rows(first: int, count: int) -> dict[str, np.ndarray]:
+    """Row r holds numbers that only row r holds."""
+    number = np.arange(first, first + count)
+    return {
+        "maps": np.broadcast_to(number[:, None, None] / 16, (count, 3, 4)),
+        "valid": (number[:, None] + np.arange(3)) % 2 == 0,
+        "empty": np.zeros((count, 0), np.float32),
+    }
+
+
+def open_cache(folder, make=None, facts=FACTS, episodes=EPISODES):
+    def by_four(first):
+        for start in range(first, episodes, 4):
+            yield rows(start, 4)  # the last one is longer than what is missing
+
+    return prior_cache.open_or_make(
+        folder, facts=facts, example=EXAMPLE, episodes=episodes, make=make or by_four
+    )
+
+
+def unwanted(first):
+    raise AssertionError(f"made again from row {first}")
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path):
+    cache = open_cache(tmp_path)
+    assert cache.episodes == EPISODES
+    wanted = np.array([7, 0, 7, 3])
+    got = cache.batch(wanted)
+    for place, row in enumerate(wanted):
+        for name, value in rows(row, 1).items():
+            np.testing.assert_array_equal(got[name][place], value[0])
+    assert got["maps"].dtype == np.float32 and got["valid"].dtype == bool
+
+
+def test_a_whole_cache_is_not_made_again(tmp_path):
+    open_cache(tmp_path)
+    again = open_cache(tmp_path, make=unwanted)
+    assert again.batch(np.array([4]))["maps"][0, 0, 0] == 4 / 16
+
+
+def test_other_facts_are_another_cache(tmp_path):
+    open_cache(tmp_path)
+    with pytest.raises(AssertionError, match="made again from row 0"):
+        open_cache(tmp_path, make=unwanted, facts={**FACTS, "seed": 1})
+
+
+def test_an_interrupted_cache_is_not_whole_and_goes_on(tmp_path):
+    def cut(first):
+        yield rows(first, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path, make=cut)
+    assert not list(tmp_path.glob("*/cache.json"))
+    seen = []
+
+    def rest(first):
+        seen.append(first)
+        yield rows(first, EPISODES - first)
+
+    cache = open_cache(tmp_path, make=rest)
+    assert seen == [4]
+    everything = cache.batch(np.arange(EPISODES))
+    np.testing.assert_array_equal(everything["maps"], rows(0, EPISODES)["maps"])
+
+
+def test_too_few_episodes_are_no_cache(tmp_path):
+    with pytest.raises(DiffUpError, match="4 of 10 episodes"):
+        open_cache(tmp_path, make=lambda first: iter([rows(0, 4)]))
+    assert not list(tmp_path.glob("*/cache.json"))
+
+
+def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(prior_cache.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DiffUpError, match=r"10 episodes takes .* GB, but .* Lower"):
+        open_cache(tmp_path, make=unwanted)
+
+
+def test_a_cache_that_lost_a_file_is_refused(tmp_path):
+    cache = open_cache(tmp_path)
+    (cache.folder / "00.npy").unlink()
+    with pytest.raises(DiffUpError, match="holds 2 arrays, expected 3"):
+        open_cache(tmp_path)
+
+
+def test_every_epoch_walks_all_rows_in_an_order_of_its_own():
+    def walk(first, steps, seed=0):
+        return np.concatenate(
+            [
+                prior_cache.rows_of_step(s, 4, episodes=EPISODES, seed=seed)
+                for s in range(first, first + steps)
+            ]
+        )
+
+    whole = walk(0, 5)  # 20 places, two epochs; batch 2 has rows of both
+    first, second = whole[:EPISODES], whole[EPISODES:]
+    assert sorted(first) == sorted(second) == list(range(EPISODES))
+    assert list(first) != list(second)
+    np.testing.assert_array_equal(walk(3, 2), whole[12:])  # no state
+    assert list(walk(0, 5, seed=1)) != list(whole)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return datasets.write_label_maps(tmp_path_factory.mktemp("cached"), train=40)
+
+
+def test_the_loss_of_a_kept_episode_is_the_loss_of_the_episode(root, tmp_path):
+    """To the 16 bits that are kept; first epoch, rows put back in their order."""
+    config = runs.get_config(str(root))
+    config.train.prior_cache = 6
+    settings = setup.from_config(config)
+    method = setup.make_method(settings, setup.make_backbone(settings))
+    source = setup.open_split(settings, "train", shots=1)
+    base = sources.fold_classes(source, settings.data.fold, role="base")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    tx = training.optimiser(settings.train)
+    state, frozen = training.init_state(method, tx, settings, mesh)
+    made = (method, frozen, mesh, source, base)
+    kept = training_data.cached_batches(settings, *made, workdir=str(tmp_path))
+    whole = training_data.batches(settings, source, base)
+    order = np.concatenate(
+        [prior_cache.rows_of_step(s, 2, episodes=6, seed=0) for s in range(3)]
+    )
+    place = int(np.flatnonzero(order == 3)[0])  # of episode 3 = row 1 of batch 1
+    tree, damaged = kept[place // 2]
+    assert damaged == ()
+    one = jax.tree.map(lambda x: x[place % 2 :][:1], tree)
+    episode = jax.tree.map(lambda x: x[1:], whole[1].episode)
+    keys = jax.random.split(jax.random.key(5), 1)
+    params = {**frozen, **state.params}
+    cached, _ = jax.jit(method.loss_prepared)(params, keys, one)
+    expected, terms = jax.jit(method.loss)(params, keys, episode)
+    assert float(cached) == pytest.approx(float(expected), rel=2e-3)
+    assert float(terms["bce"]) > 0
+
+
+def test_a_run_on_a_cache_stops_goes_on_and_ends_the_same(root, tmp_path, monkeypatch):
+    """Two runs on one cache; the second is cut and continued. Bit for bit the same."""
+    config = runs.get_config(str(root))
+    config.train.steps = 6
+    config.train.prior_cache = 6
+    config.train.prior_cache_dir = str(tmp_path / "kept")
+    config.train.val_every = 100
+    config.train.checkpoint_every = 3
+
+    straight = training.train(config, str(tmp_path / "straight"))
+    (whole,) = (tmp_path / "kept").glob("*/cache.json")
+    made_at = whole.stat().st_mtime_ns
+    original = training.Log.metrics
+
+    def cut(self, step, *rest):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Log, "metrics", cut)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, str(tmp_path / "cut"))
+    resumed = training.train(config, str(tmp_path / "cut"))
+
+    (whole,) = (tmp_path / "kept").glob("*/cache.json")
+    assert whole.stat().st_mtime_ns == made_at
+    for one, two in zip(
+        jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
