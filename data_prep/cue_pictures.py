@@ -176,7 +176,7 @@ def _cue(
 def _tinted(image: np.ndarray, kind: str, fg: np.ndarray, bg: np.ndarray) -> np.ndarray:
     strength = 0.4 if kind == "box" else 0.7  # a box is only maybe foreground
     if kind in ("scribble", "point"):
-        fg, strength = ndimage.grey_dilation(fg, size=3), 1.0
+        fg, strength = ndimage.binary_dilation(fg, np.ones((3, 3), bool)), 1.0
     # A pale grey scene: the only colours are the cue's.
     grey = image.astype(np.float32).mean(-1, keepdims=True)
     pale = np.repeat(np.rint(90 + 0.6 * grey).astype(np.uint8), 3, axis=-1)

@@ -69,6 +69,8 @@ _SCORES = 1 << 22
 # Singular values below this share of the first are rounding, not position.
 _RANK = 1e-5
 
+_Cue = Bool[Array, "b n k h w"] | Float[Array, "b n k h w"]
+
 
 class Priors(NamedTuple):
     """What BAFT makes of an episode.
@@ -92,8 +94,8 @@ def make_priors(
     query: tuple[Float[Array, "b ..."], ...],
     support: tuple[Float[Array, "b n k ..."], ...],
     *,
-    cue_fg: Float[Array, "b n k h w"],
-    cue_bg: Float[Array, "b n k h w"],
+    cue_fg: _Cue,
+    cue_bg: _Cue,
     shot_valid: Bool[Array, "b n k"],
     text: Float[Array, "b n u v"] | None,
     text_valid: Bool[Array, "b n"],
@@ -106,8 +108,8 @@ def make_priors(
     Args:
       query: per level, features [b p_l q_l c_l].
       support: per level, features [b n k p_l q_l c_l]; k may be 0.
-      cue_fg: w+ in [0, 1] at pixel resolution.
-      cue_bg: w- in [0, 1] at pixel resolution.
+      cue_fg: w+ in [0, 1], or bool, at pixel resolution.
+      cue_bg: w- in [0, 1], or bool, at pixel resolution.
       shot_valid: False marks padded shots; their maps are zero and invalid. A shot
         whose cue has no foreground at all is invalid too.
       text: T of equation (4), see `text_foreground`; None without a text tower.
@@ -253,8 +255,8 @@ def agreement(
 
 
 def extent(
-    cue_fg: Float[Array, "b n k h w"],
-    cue_bg: Float[Array, "b n k h w"],
+    cue_fg: _Cue,
+    cue_bg: _Cue,
     shot_valid: Bool[Array, "b n k"],
     *,
     share: Float[Array, "b n k"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 # Added to every denominator that a user's data can drive to zero.
 EPSILON = 1e-6
@@ -39,15 +39,18 @@ def resize_maps(
 
 
 def area_average(
-    maps: Float[Array, "*batch h w"], grid: tuple[int, int]
+    maps: Bool[Array, "*batch h w"] | Float[Array, "*batch h w"],
+    grid: tuple[int, int],
 ) -> Float[Array, "*batch p q"]:
-    """Mean of each grid cell, exact for any ratio of sizes.
+    """Mean of each grid cell, exact for any ratio of sizes; True counts as 1.
 
     A cell that covers a fraction of a pixel takes that fraction of it, so the mean of
     the result equals the mean of the input and one marked pixel never vanishes.
     """
     rows = jnp.asarray(_overlap(maps.shape[-2], grid[0]))
     columns = jnp.asarray(_overlap(maps.shape[-1], grid[1]))
+    if maps.dtype == jnp.bool_:
+        maps = maps.astype(rows.dtype)
     return jnp.einsum("ph,...hw,qw->...pq", rows, maps, columns)
 
 

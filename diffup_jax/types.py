@@ -6,8 +6,9 @@ Alphabet, stated once and used in every shape of the project:
     p q grid rows and columns          c channels       d embedding
     l level          m prior maps     t text length or, in diffusion, time in [0, 1]
 
-Arrays are NHWC. Masks are float {0, 1}; "ignore" is a separate boolean map; boxes are
-pixels (y0, x0, y1, x1), end exclusive; time 1 is pure noise, time 0 the clean mask.
+Arrays are NHWC. Masks are bool, or float {0, 1}; "ignore" is a separate boolean map;
+boxes are pixels (y0, x0, y1, x1), end exclusive; time 1 is pure noise, time 0 the clean
+mask.
 """
 
 from __future__ import annotations
@@ -48,12 +49,15 @@ class Features(NamedTuple):
 class Episode(NamedTuple):
     """One batch of few-shot tasks in one compiled shape for 0..K shots and 1..N ways.
 
+    The pipeline makes images of uint8 and maps of bool: a quarter of the bytes of
+    floats on the way from the disk to the device, where they become floats.
+
     query        [b h w 3]      uint8, or float in [0, 1]
-    query_mask   [b n h w]      float {0, 1}: ground truth of each way's class
+    query_mask   [b n h w]      bool, or float {0, 1}: truth of each way's class
     query_valid  [b h w]        bool, False = pixel ignored by loss and metrics
     support      [b n k h w 3]  uint8, or float in [0, 1]
-    cue_fg       [b n k h w]    float [0, 1]: known foreground (for a box: "maybe")
-    cue_bg       [b n k h w]    float [0, 1]: known background; unknown has both 0
+    cue_fg       [b n k h w]    bool, or float [0, 1]: known foreground (a box: "maybe")
+    cue_bg       [b n k h w]    bool, or float [0, 1]: known background; unknown: both 0
     cue_kind     [b n k]        int32 index into CUES
     text_ids     [b n t]        int32 token ids, zeros without text
     shot_valid   [b n k]        bool, False = padding

@@ -119,7 +119,7 @@ def gallery_items(
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    mask: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"] | Float[np.ndarray, "h w"],
     *,
     colour: tuple[int, int, int],
     strength: float,

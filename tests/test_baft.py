@@ -155,6 +155,19 @@ def test_priors_are_their_equations_however_shots_are_streamed(k, budget, monkey
     np.testing.assert_allclose(got.reliability[0, 0, 0].T, reliability, atol=1e-5)
 
 
+def test_boolean_cues_are_zeros_and_ones():
+    case = episode()
+    cues = {name: case[name] > 0.5 for name in ("cue_fg", "cue_bg")}
+    one, other = make(case), make(case, **cues)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype and (a == b).all()
+    valid, share = case["shot_valid"], jnp.ones(case["shot_valid"].shape)
+    assert (
+        baft.extent(*cues.values(), valid, share=share)
+        == baft.extent(case["cue_fg"], case["cue_bg"], valid, share=share)
+    ).all()
+
+
 def test_maps_are_scaled_and_reliabilities_bounded():
     priors = make(episode())
     assert priors.maps.shape == (2, 1, 2, len(baft.OPERATORS), 3, *GRID)

@@ -20,6 +20,13 @@ def test_area_average_is_the_mean_of_what_a_cell_covers(grid):
     )
 
 
+def test_boolean_maps_are_zeros_and_ones():
+    maps = RNG.random((2, 3, 40, 56)) < 0.3
+    both = (images.area_average(jnp.asarray(x), (9, 8)) for x in (maps, maps * 1.0))
+    one, other = map(np.asarray, both)
+    assert one.dtype == other.dtype == np.float32 and (one == other).all()
+
+
 def test_one_marked_pixel_never_vanishes():
     maps = np.zeros((1, 384, 384), np.float32)
     maps[0, 200, 17] = 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffup_jax.data import batches as making
-from diffup_jax.data import cues, episodes, pipeline, protocols, rasters
+from diffup_jax.data import cues, episodes, pipeline, protocols, rasters, shared
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.sources import fold_classes, open_source
 from diffup_jax.types import CUES, DiffUpError
@@ -70,11 +70,11 @@ def test_training_batch_keeps_the_contract(source):
     b, k = 8, 3
     shapes = [
         ((b, SIZE, SIZE, 3), np.uint8),
-        ((b, 1, SIZE, SIZE), np.float32),
+        ((b, 1, SIZE, SIZE), bool),
         ((b, SIZE, SIZE), bool),
         ((b, 1, k, SIZE, SIZE, 3), np.uint8),
-        ((b, 1, k, SIZE, SIZE), np.float32),
-        ((b, 1, k, SIZE, SIZE), np.float32),
+        ((b, 1, k, SIZE, SIZE), bool),
+        ((b, 1, k, SIZE, SIZE), bool),
         ((b, 1, k), np.int32),
         ((b, 1, 77), np.int32),
         ((b, 1, k), bool),
@@ -107,7 +107,7 @@ def test_workers_change_nothing(source, monkeypatch):
     for workers in (2, 4):
         assert same(expected, collected(pipeline.iterate(dataset, workers=workers)))
     # Without shared memory the batches come through pipes.
-    monkeypatch.setattr(pipeline, "_shared_memory", lambda: 0)
+    monkeypatch.setattr(shared, "free_bytes", lambda: 0)
     assert same(expected, collected(pipeline.iterate(dataset, workers=1)))
 
 
@@ -464,7 +464,7 @@ def test_a_worker_tells_the_broken_file(tmp_path):
 
 
 LEAKING = """
-import pathlib, sys
+import multiprocessing, os, pathlib, sys, time
 if __name__ == "__main__":
     from diffup_jax.data import cues, pipeline, sources
     from diffup_jax.types import DiffUpError
@@ -473,7 +473,7 @@ if __name__ == "__main__":
         "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
     )
     dataset = pipeline.training_dataset(
-        source, (0, 1), seed=0, steps=6, batch_size=1, image_size=16, max_shots=1,
+        source, (0, 1), seed=0, steps=6, batch_size=1, image_size=160, max_shots=1,
         ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke"),
         augment=None, on_error="stop", process_index=0, process_count=1,
     )
@@ -482,16 +482,22 @@ if __name__ == "__main__":
         path.write_bytes(path.read_bytes()[:200])
     batches = pipeline.iterate(dataset, workers=2)
     try:
-        for step in range(6):
+        for step in range(1 if sys.argv[2] == "early" else 6):
             batch = next(batches)
-    except DiffUpError as error:  # its traceback holds the workers' arrays
+    except DiffUpError as error:  # its traceback holds the workers' iterators
         batches.close()
         sys.exit(5)
+    mine = f"diffup-{os.getpid()}-"
+    if sys.argv[2] == "early":  # worker 2 was never asked, but has sent a batch
+        while len([name for name in os.listdir("/dev/shm") if mine in name]) < 2:
+            time.sleep(0.05)
     batches.close()
+    assert not multiprocessing.active_children()
+    assert not [name for name in os.listdir("/dev/shm") if mine in name]
 """
 
 
-@pytest.mark.parametrize("end", ["whole", "error"])
+@pytest.mark.parametrize("end", ["whole", "error", "early"])
 def test_workers_leave_no_shared_memory(tmp_path, end):
     """Told by Python at exit, so it takes a process; it even keeps the last batch."""
     root = datasets.write_label_maps(tmp_path)

@@ -112,11 +112,11 @@ def blank(rows: int, shots: int, size: int, *, ways: int = 1) -> Episode:
     """A batch with nothing in it, to be filled in place (no copies)."""
     return Episode(
         query=np.zeros((rows, size, size, 3), np.uint8),
-        query_mask=np.zeros((rows, ways, size, size), np.float32),
+        query_mask=np.zeros((rows, ways, size, size), bool),
         query_valid=np.zeros((rows, size, size), bool),
         support=np.zeros((rows, ways, shots, size, size, 3), np.uint8),
-        cue_fg=np.zeros((rows, ways, shots, size, size), np.float32),
-        cue_bg=np.zeros((rows, ways, shots, size, size), np.float32),
+        cue_fg=np.zeros((rows, ways, shots, size, size), bool),
+        cue_bg=np.zeros((rows, ways, shots, size, size), bool),
         cue_kind=np.zeros((rows, ways, shots), np.int32),
         text_ids=np.zeros((rows, ways, TEXT_LENGTH), np.int32),
         shot_valid=np.zeros((rows, ways, shots), bool),
@@ -174,13 +174,14 @@ def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
             _clear(batch, row)
             continue
         places.append(number)
-        truths.append(truth)
+        if truth is not None:
+            truths.append(truth)
     for leaf in batch if places else ():
         leaf[len(places) :] = leaf[len(places) - 1]
     return EvaluationBatch(
         batch,
         np.array(places, np.int64),
-        tuple(truths) if recipe.protocol.scored_at == "original" else (),
+        tuple(truths),
         len(draws) - len(places) - len(damaged),
         tuple(damaged),
     )
@@ -233,7 +234,10 @@ def _text_drawn(recipe: Training, index: int) -> tuple[bool, bool]:
     return alone or bool(generator.random() < _BESIDE_SHOTS), alone
 
 
-def _fill_evaluation(recipe: Evaluation, draw: Draw, batch: Episode, row: int) -> Truth:
+def _fill_evaluation(
+    recipe: Evaluation, draw: Draw, batch: Episode, row: int
+) -> Truth | None:
+    """Fills a row; what it is scored against, when that is at the query's own size."""
     source, rule = recipe.source, recipe.protocol
     entering = {"frame": rule.frame, "size": recipe.image_size}
     image, masks, ignore = _query(source, draw)
@@ -250,8 +254,12 @@ def _fill_evaluation(recipe: Evaluation, draw: Draw, batch: Episode, row: int) -
             if not rule.support_ignore:
                 pixels = pixels._replace(ignore=np.zeros_like(pixels.ignore))
             seen, at = frames.enter_support(*pixels, **entering), (row, way, shot)
-            generator = cue_maker.cue_generator(recipe.seed, image_id, class_id)
+            generator = None
+            if kind in cue_maker.DRAWN:
+                generator = cue_maker.cue_generator(recipe.seed, image_id, class_id)
             _put_support(batch, at, seen, kind, generator, recipe.conventions)
+    if rule.scored_at != "original":
+        return None
     return Truth(masks & ~ignore, ~ignore)
 
 

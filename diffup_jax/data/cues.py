@@ -1,7 +1,7 @@
 """Weak cues made from a support mask: what a user would have drawn.
 
-A cue is two maps, known foreground and known background, each in {0, 1}; a pixel with
-neither is unknown. Ignored pixels are unknown in every cue.
+A cue is two boolean maps, known foreground and known background; a pixel with neither
+is unknown. Ignored pixels are unknown in every cue.
 
     mask        foreground = the mask; background = the rest
     box         foreground = the filled box, meaning "maybe"; background as follows
@@ -28,7 +28,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt16
+from jaxtyping import Bool, UInt16
 from scipy import ndimage
 
 from diffup_jax.data import rasters, scribbles
@@ -38,6 +38,9 @@ from diffup_jax.types import CUES, DiffUpError
 KINDS = ("mask", "box", "scribble", "point")
 BOXES = ("tight", "component", "instance")
 SCRIBBLES = ("stroke", "skeleton")
+
+# The cues that are drawn at random.
+DRAWN = ("scribble", "point")
 
 _POINTS = 20
 
@@ -65,16 +68,16 @@ def make_cue(
     kind: str,
     mask: Bool[np.ndarray, "s s"],
     *,
-    generator: np.random.Generator,
+    generator: np.random.Generator | None,
     size: int,
     ignore: Bool[np.ndarray, "s s"] | None,
     conventions: Conventions,
     instances: UInt16[np.ndarray, "s s"] | None,
-) -> tuple[Float32[np.ndarray, "s s"], Float32[np.ndarray, "s s"]]:
-    """(known foreground, known background) of a mask, float {0, 1}.
+) -> tuple[Bool[np.ndarray, "s s"], Bool[np.ndarray, "s s"]]:
+    """(known foreground, known background) of a mask.
 
     mask: [size size], at least one pixel outside `ignore` (None = nothing ignored),
-        unless the cue is a text. generator: consulted by scribble and point only.
+        unless the cue is a text. generator: for the kinds in DRAWN, else None will do.
     instances: 0 outside, 1..m the instances of the class; for the `instance` box, where
         None = the connected components of the mask.
 
@@ -109,10 +112,7 @@ def make_cue(
         foreground, background = _points(mask, generator), nothing
     else:
         foreground = background = nothing
-    return (
-        (foreground & known).astype(np.float32),
-        (background & known).astype(np.float32),
-    )
+    return foreground & known, background & known
 
 
 def mixture(cue: str) -> tuple[str, ...]:

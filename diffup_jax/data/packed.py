@@ -116,7 +116,7 @@ class PackedSource:
 
     def image(self, image_id: str) -> UInt8[np.ndarray, "h w 3"]:
         picture = _decode(self.encoded(image_id), f"{self.root}: image {image_id}")
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
     def mask(
         self, image_id: str, class_id: int

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import functools
 import gc
-import mmap
-import os
-import shutil
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
 from diffup_jax.data import batches as making
 from diffup_jax.data import cues as cue_maker
+from diffup_jax.data import shared
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.data.sources import Source, require_images
-from diffup_jax.types import CUES, DiffUpError, Episode
+from diffup_jax.types import CUES, DiffUpError
 
 # Batches made ahead: per worker process, or by threads of this process. A batch of
 # 16 episodes at 384 pixels is about 42 MB, so grain's own default of 500 is too many.
@@ -123,7 +120,7 @@ class BatchIterator:
     def __iter__(self) -> BatchIterator:
         return self
 
-    def __next__(self) -> Episode:
+    def __next__(self) -> Any:
         episode, damaged = self.whole_batch()
         self.damaged.update(damaged)
         return episode
@@ -134,15 +131,16 @@ class BatchIterator:
             self.close()
             raise StopIteration
         if self._inner is None:
-            self._inner = _prefetch(self._dataset[self._next :], self._workers)
+            left = self._dataset[self._next :]
             if self._workers:
+                self._inner = _Workers(left, min(self._workers, len(left)))
                 # Runs at exit too, for a caller that an error kept from `close`.
-                self._end = weakref.finalize(self, _end_workers, self._inner)
+                self._end = weakref.finalize(self, self._inner.close)
+            else:
+                self._inner = _threads(left)
         batch = next(self._inner)
         self._next += 1
-        # Arrays of workers lie in shared memory, which leaks when something still holds
-        # them at exit (jax on CPU uses a caller's memory as it is): hand out copies.
-        return batch if self._workers == 0 else _copied(batch)
+        return batch
 
     def news(self) -> list[str]:
         """Messages of `damaged` that no call before has answered, each once."""
@@ -238,52 +236,46 @@ def evaluation_batches(
     return _until_closed(iterate(dataset, workers=workers))
 
 
-def _prefetch(dataset: grain.MapDataset, workers: int) -> Any:
-    if workers == 0:
-        read = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
-        return iter(dataset.to_iter_dataset(read))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers
-    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    options = grain.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=_AHEAD
-    )
-    batches = dataset.to_iter_dataset(read)
-    if _shared_memory() < _ROOM:
+def _threads(dataset: grain.MapDataset) -> Any:
+    read = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+    return iter(dataset.to_iter_dataset(read))
+
+
+class _Workers:
+    """The batches of a dataset in order, made by `count` processes."""
+
+    def __init__(self, dataset: grain.MapDataset, count: int):
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads them when it starts workers
+        self._prefix = shared.new_prefix()
         # A write beyond the end of /dev/shm kills the worker (containers often give
         # 64 MB): pipes are slower and always work.
-        through_pipes = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
-        batches = grain.experimental.WithOptionsIterDataset(batches, through_pipes)
-    return iter(batches.mp_prefetch(options))
+        if shared.free_bytes() >= _ROOM:
+            dataset = dataset.map(functools.partial(shared.pack, self._prefix))
+        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        # grain would share each array by itself, also the smallest.
+        as_they_are = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+        batches = grain.experimental.WithOptionsIterDataset(
+            dataset.to_iter_dataset(read), as_they_are
+        )
+        options = grain.MultiprocessingOptions(
+            num_workers=count, per_worker_buffer_size=_AHEAD
+        )
+        self._inner = iter(batches.mp_prefetch(options))
 
+    def __next__(self) -> Any:
+        return shared.unpack(next(self._inner))
 
-def _shared_memory() -> int:
-    """Free bytes of shared memory, 0 where it has no folder."""
-    if not os.path.isdir("/dev/shm"):
-        return 0
-    return shutil.disk_usage("/dev/shm").free
-
-
-def _end_workers(batches: Any) -> None:
-    """Closes a grain iterator and frees the shared memory of its batches now.
-
-    At exit it would be too late, and Python would warn: grain's closed iterators keep
-    their last batches in reference cycles, the traceback of a damaged file keeps those
-    iterators, and grain frees arrays in a thread that dies with the process.
-    """
-    batches.close()
-    gc.collect()
-    shared = grain.multiprocessing.SharedMemoryArray
-    # The pool has one thread and a queue: this call returns after all before it.
-    pool = getattr(shared, "_del_thread_pool", None)
-    if pool is not None:
-        pool.apply(int)
-    for array in gc.get_objects():
-        if type(array) is shared and getattr(array, "_unlink_on_del", False):
-            # Only the name goes: whoever still reads the array may go on.
-            array._unlink_on_del = False
-            if isinstance(array.base, mmap.mmap):
-                array.shm.unlink()
+    def close(self) -> None:
+        """Ends the processes and removes what they sent; a second call does nothing."""
+        if self._inner is None:
+            return
+        self._inner.close()
+        self._inner = None
+        # grain starts all workers with the first batch, but `close` ends only those
+        # that were asked for one; the others end when their iterators are collected.
+        gc.collect()
+        shared.sweep(self._prefix)
 
 
 def _until_closed(batches: BatchIterator) -> Iterator[EvaluationBatch]:
@@ -296,16 +288,6 @@ def _until_closed(batches: BatchIterator) -> Iterator[EvaluationBatch]:
             yield batch
     finally:
         batches.close()
-
-
-def _copied(value: Any) -> Any:
-    """The same tuples with arrays of this process."""
-    if isinstance(value, np.ndarray):
-        return np.array(value)
-    if not isinstance(value, tuple):
-        return value
-    parts = map(_copied, value)
-    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 
 def _known(on_error: str) -> str:

@@ -62,10 +62,11 @@ def facts(path: str | os.PathLike[str]) -> Facts:
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """The RGB pixels of an image file, uint8, in the orientation they are stored in.
 
+    Read-only: they are decoded for every episode, and a copy to write to is not free.
     Raises DiffUpError naming the file when it is absent, truncated or no image.
     """
     with _open(path) as picture:
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_labels(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w"]:
@@ -108,6 +109,8 @@ def resize_mask(mask: Bool[np.ndarray, "h w"], size: int) -> Bool[np.ndarray, "s
 
     A small object may lose every pixel: query labels are scored that way.
     """
+    if not mask.any():  # as ignored pixels mostly are
+        return np.zeros((size, size), bool)
     rows, columns = (_nearest(length, size) for length in mask.shape)
     # Rows first: whole rows are copied, not single pixels (six times faster).
     return mask[rows][:, columns]
