@@ -1,6 +1,7 @@
 """Our backbones against torch eager: time of a forward pass, and of getting ready.
 
     python -m tests.bench.backbones forward [--names resnet50,...] [--repeats 7]
+                                            [--cores 1]
     python -m tests.bench.backbones start   [--names resnet50,...] [--repeats 5]
 
 The reference is transformers' model with random weights, saved by it; ours is read from
@@ -8,10 +9,11 @@ that file by `backbones.from_folder`. Needs the extra `parity`; nothing is downl
 
 forward: one image of 384 x 384 pixels (392 x 392 where patches are of 14), float32, to
 the last hidden state. Both take turns within one run. torch runs eagerly, with its own
-default attention, on as many threads as there are cores; ours is compiled by XLA, and
-"compile" is what the first call costs. "CPU" is processor time of a pass, all threads:
-it hardly changes when other programs run. "error" is the largest difference of the two
-answers over the largest value: they compute the same.
+default attention; ours is compiled by XLA, and "compile" is what the first call costs.
+Both have one thread on each of `--cores` cores (all, unless given). "CPU" is processor
+time of a pass: on one core it hardly changes when other programs run, while on several
+torch's threads burn it waiting for each other. "error" is the largest difference of the
+two answers over the largest value: they compute the same.
 
 start: a fresh process each, imports left out: our weights from the converted store
 ("stored"), ours with an empty store ("first": read, convert, hash, write), and torch's
@@ -23,6 +25,7 @@ Numbers depend on the machine: read the ratios. Run it when nothing else runs.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import multiprocessing
 import os
 import shutil
@@ -46,12 +49,12 @@ def forward(names: Sequence[str], repeats: int) -> None:
 
     from diffup_jax import backbones
 
-    torch.set_num_threads(os.cpu_count())
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
     torch.set_grad_enabled(False)
     print(
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}"
-        f", torch {torch.__version__}, float32, batch 1, medians of {repeats} "
-        "(least, most)"
+        f"{jax.devices()[0].device_kind}, {cores} cores, jax {jax.__version__}, torch "
+        f"{torch.__version__}, float32, batch 1, medians of {repeats} (least, most)"
     )
     print("              |  ms: ours, torch, ours / torch   | CPU ms | compile | error")
     for name in names:
@@ -103,8 +106,8 @@ def start(names: Sequence[str], repeats: int) -> None:
                 shutil.rmtree(cache, ignore_errors=True)
                 for way in ("first", "stored", "torch"):
                     work = _load_torch if way == "torch" else _load_ours
-                    with spawn.Pool(1) as pool:
-                        found[way].append(pool.apply(work, (name, str(folder))))
+                    with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+                        found[way].append(pool.submit(work, name, str(folder)).result())
             told = " | ".join(_told(seconds, digits=2) for seconds in found.values())
             print(f"{name:10s} | {size:4.0f} | {told}", flush=True)
 
@@ -114,6 +117,7 @@ def _saved(name: str, folder: Path):
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     if name == "resnet50":
         model = transformers.ResNetModel(transformers.ResNetConfig())
@@ -199,11 +203,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("part", choices=["forward", "start"])
     parser.add_argument("--names", default=",".join(NAMES))
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
     names = options.names.split(",")
     strange = [name for name in names if name not in NAMES]
     if strange:
         parser.error(f"--names {','.join(strange)}: known are {','.join(NAMES)}")
+    # Before jax and torch count the cores to start their threads.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     part = forward if options.part == "forward" else start
     part(names, options.repeats)
     return 0
