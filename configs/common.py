@@ -71,7 +71,10 @@ def get_config() -> ConfigDict:
             "prior": {
                 # Backbone levels; () = the backbone's own choice.
                 "levels": (),
-                "temperature": 0.07,
+                # Sizes at which the backbone sees an image, relative to image_size;
+                # levels of all sizes count alike. Larger ones cost more.
+                "scales": (1.0,),
+                "temperature": 0.1,
                 "fusion_temperature": 0.1,
                 "grid_stride": 8,
                 "affinity_stride": 16,

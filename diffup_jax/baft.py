@@ -1,13 +1,14 @@
 """F3: BAFT, from features and cues to backbone-agnostic priors. No parameters.
 
-Symbols: q, s L2-normalised query and support features of one level, w+ and w- the
-cue's known foreground and background averaged over the level's cells, tau a
-temperature, p+- the normalised w+- weighted means of s.
+Symbols: q, s L2-normalised query and support features of one level, q*, s* the same
+after the mean feature of the query was taken off both, w+ and w- the cue's known
+foreground and background averaged over the level's cells, tau a temperature, p+- the
+normalised w+- weighted means of s.
 
     (0) position debias   f <- (1 - B B') f                (some transformers only)
     (1) contrast          C(q)  = <q, p+> - <q, p->         (w- empty: first term only)
-    (2) assembly          A(q)  = sum_s softmax_s(<q, s> / tau | w+ + w- > 0) w+(s)
-    (3) self-propagation  S(P)(q) = sum_q' softmax_q'(<q, q'> / tau) P(q')
+    (2) assembly          A(q)  = sum_s softmax_s(<q*, s*> / tau | w+ + w- > 0) w+(s)
+    (3) self-propagation  S(P)(q) = sum_q' softmax_q'(<q*, q'*> / tau) P(q')
     (4) text              T(q)  = exp(<j, t> / tau_t) / (exp(<j, t> / tau_t)
                                   + sum_i exp(<j, u_i> / tau_t))
     (5) every map is min-max scaled to [0, 1] per image and resized to the prior grid
@@ -16,6 +17,10 @@ In (0) the columns of B are directions of feature space that tell where a cell i
 on a blank image. In (4) j is a cell in the joint image-text space, t the class's text,
 u_i the background texts. Visual priors are made per level, operator and shot: OPERATORS
 = contrast, assembly and both self-propagated; text gives two, T and S(T).
+
+Features behind a ReLU share a large mean, which leaves all cosines high and alike;
+without it (2) and (3) tell cells apart, while (1), a difference, is worse for it
+(measured, docs/results.md).
 
 (2) and (3) never hold the matrix of positions against positions: keys are streamed, see
 attention.py. Shots are streamed too, a few at a time.
@@ -172,7 +177,7 @@ def assembly(
     *,
     temperature: float,
 ) -> Float[Array, "p q"]:
-    """Equation (2), unscaled; zero everywhere when no cell is known."""
+    """Equation (2), unscaled, of `centred` features; zero when no cell is known."""
     assembled = attention.attend(
         _flat(query),
         _flat(support),
@@ -186,12 +191,19 @@ def assembly(
 def propagate(
     features: Float[Array, "p q c"], maps: Float[Array, "m p q"], *, temperature: float
 ) -> Float[Array, "m p q"]:
-    """Equation (3), all maps in one pass over the L2-normalised features."""
+    """Equation (3), all maps in one pass over the `centred` features."""
     flat = _flat(features)
     values = maps.reshape(len(maps), -1).T
     everywhere = jnp.ones(len(flat), bool)
     spread = attention.attend(flat, flat, values, everywhere, temperature=temperature)
     return spread.T.reshape(maps.shape)
+
+
+def centred(
+    features: Float[Array, "p q c"], of: Float[Array, "u v c"]
+) -> Float[Array, "p q c"]:
+    """q* and s* above: L2-normalised after the mean feature of `of` was taken off."""
+    return images.unit(features - of.mean(axis=(0, 1), keepdims=True))
 
 
 def text_foreground(
@@ -284,8 +296,9 @@ def episode_affinity(
     stays a matrix because the decoder applies it at every step, on a small grid (24 x
     24: 1.3 MB) whatever the level's resolution.
     """
-    features = images.unit(images.resize(features, grid))
-    return jax.vmap(lambda f: self_affinity(f, temperature=temperature))(features)
+    features = images.resize(features, grid)
+    own = jax.vmap(centred)(features, features)
+    return jax.vmap(lambda f: self_affinity(f, temperature=temperature))(own)
 
 
 def self_affinity(
@@ -305,19 +318,22 @@ def _level(query, support, fg, bg, valid, same, share, temperature, grid):
             jnp.zeros((b, n, len(OPERATORS), 0, *grid)),
             jnp.zeros((b, n, len(OPERATORS), 0)),
         )
-    query, support = images.unit(query), images.unit(support)
 
     def onto(target, support, fg, bg):
         """Maps [o k p q], scaled, of one image and shots [k ...]."""
+        unit, own = images.unit(target), centred(target, target)
 
         def shot(args):
-            assembled = assembly(target, *args, temperature=temperature)
-            return jnp.stack([contrast(target, *args), assembled])
+            features, *cue = args
+            assembled = assembly(
+                own, centred(features, target), *cue, temperature=temperature
+            )
+            return jnp.stack([contrast(unit, images.unit(features), *cue), assembled])
 
         side = _side_by_side(target, support)
         base = jax.lax.map(shot, (support, fg, bg), batch_size=min(side, shots))
         flat = base.reshape(-1, *base.shape[2:])
-        spread = propagate(target, flat, temperature=temperature).reshape(base.shape)
+        spread = propagate(own, flat, temperature=temperature).reshape(base.shape)
         maps = jnp.concatenate([base, spread], axis=1)
         return images.min_max(jnp.swapaxes(maps, 0, 1))
 
@@ -335,7 +351,8 @@ def _level(query, support, fg, bg, valid, same, share, temperature, grid):
 def _reliability(onto, support, fg, bg, valid, same, share):
     """Equations (6) and (7) for shots [k ...]; returns [o k]."""
     shots = support.shape[0]
-    own = images.min_max(jax.vmap(contrast)(support, support, fg, bg))
+    unit = images.unit(support)
+    own = images.min_max(jax.vmap(contrast)(unit, unit, fg, bg))
     alone = jnp.broadcast_to(agreement(own, fg, bg), (len(OPERATORS), shots))
     if shots == 1:
         return alone
@@ -388,8 +405,9 @@ def _side_by_side(target, support):
 def _text(query, text, temperature, grid):
     """Text maps [b n t p q] at the grid: T and S(T) by the features of one level."""
     coarse = images.resize_maps(text, query.shape[1:3])
+    own = jax.vmap(centred)(query, query)
     spread = jax.vmap(lambda f, m: propagate(f, m, temperature=temperature))(
-        images.unit(query), coarse
+        own, coarse
     )
     maps = [images.resize_maps(images.min_max(m), grid) for m in (text, spread)]
     return jnp.stack(maps, axis=2)

@@ -31,6 +31,15 @@ def resize(
     return jax.image.resize(maps, shape, method="linear", antialias=True)
 
 
+def resize_images(
+    images: Num[Array, "*batch h w c"], size: tuple[int, int]
+) -> Num[Array, "*batch p q c"]:
+    """`resize` for images; those of that size pass unchanged, others become floats."""
+    if images.shape[-3:-1] == tuple(size):
+        return images
+    return resize(to_float(images), size)
+
+
 def resize_maps(
     maps: Float[Array, "*batch h w"], size: tuple[int, int]
 ) -> Float[Array, "*batch p q"]:

@@ -115,8 +115,12 @@ def slow_priors(q, s, fg, bg):
     scale = lambda x: (x - x.min()) / (x.max() - x.min())  # noqa: E731
 
     def onto(target, i):
-        base = [f(target, s[i], fg[i], bg[i]) for f in (slow_contrast, slow_assembly)]
-        return [scale(x) for x in (*base, *(slow_propagate(target, x) for x in base))]
+        own, other = (unit(x - target.mean(axis=(0, 1))) for x in (target, s[i]))
+        base = [
+            slow_contrast(target, s[i], fg[i], bg[i]),
+            slow_assembly(own, other, fg[i], bg[i]),
+        ]
+        return [scale(x) for x in (*base, *(slow_propagate(own, x) for x in base))]
 
     def agree(x, i):
         away = bg[i] if bg[i].max() > 1e-6 else 1 - fg[i]
@@ -153,6 +157,26 @@ def test_priors_are_their_equations_however_shots_are_streamed(k, budget, monkey
     maps, reliability = slow_priors(q, s, fg, bg)
     np.testing.assert_allclose(np.swapaxes(got.maps[0, 0, 0], 0, 1), maps, atol=1e-5)
     np.testing.assert_allclose(got.reliability[0, 0, 0].T, reliability, atol=1e-5)
+
+
+def test_what_all_features_share_changes_no_assembly():
+    case, common = episode(), [features(9, c) * 3 for c in (8, 16)]
+    moved = make(
+        case,
+        **{
+            name: tuple(
+                jnp.asarray(np.asarray(x) + c)
+                for x, c in zip(case[name], common, strict=True)
+            )
+            for name in ("query", "support")
+        },
+    )
+    kept = [baft.OPERATORS.index(o) for o in ("assembly", "propagated assembly")]
+    np.testing.assert_allclose(
+        moved.maps[:, :, :, kept], make(case).maps[:, :, :, kept], atol=2e-5
+    )
+    contrast = baft.OPERATORS.index("contrast")
+    assert not np.allclose(moved.maps[:, :, :, contrast], make(case).maps[:, :, :, 0])
 
 
 def test_boolean_cues_are_zeros_and_ones():

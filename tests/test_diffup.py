@@ -17,6 +17,7 @@ PRIOR = prior.Prior(
     BACKBONE,
     prior.PriorSettings(
         levels=(),
+        scales=(1.0,),
         temperature=0.05,
         fusion_temperature=0.1,
         grid_stride=8,

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from diffup_jax import backbones, baft
+from diffup_jax import backbones, baft, images
 from diffup_jax.backbones.recipe import Normalise, TextRecipe
 from diffup_jax.methods import prior
+from diffup_jax.methods import text as text_cues
 from diffup_jax.types import TEXT_LENGTH, DiffUpError, Episode, Features, Level
 
 SIZE, CELL = 32, 4
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 SETTINGS = prior.PriorSettings(
     levels=(),
+    scales=(1.0,),
     temperature=0.05,
     fusion_temperature=0.1,
     grid_stride=CELL,
@@ -93,7 +95,7 @@ def table(**changes):
         "backgrounds": ("green", "blue"),
         "temperature": None,
     }
-    return prior.text_table(toy(), ("red",), **{**options, **changes})
+    return text_cues.text_table(toy(), ("red",), **{**options, **changes})
 
 
 def episode(shots=2, *, text=True, visual=True, seed=0, order=None) -> Episode:
@@ -132,10 +134,9 @@ def episode(shots=2, *, text=True, visual=True, seed=0, order=None) -> Episode:
 
 @functools.partial(jax.jit, static_argnums=0)
 def fused(method, case, keep=None):
-    """BAFT's priors and what UAPF makes of them; compiled once per method and shape."""
-    params = {"backbone": {}}
-    made = method.priors(params, case)
-    return made.priors, method.fuse(made, keep)
+    """Priors and what UAPF makes of them; compiled once per method and shape."""
+    made = method.priors({"backbone": {}}, case)
+    return made, method.fuse(made, keep)
 
 
 SEEING = prior.Prior(toy(), SETTINGS)
@@ -146,12 +147,12 @@ READING = prior.Prior(toy(), SETTINGS, text=table())
 def test_text_alone_finds_the_class(shots):
     """With padded shots, and with a shot axis of length 0."""
     case = episode(shots, visual=False)
-    found = fused(READING, case)[1]
+    made, found = fused(READING, case)
     inside = case.query_mask[0, 0].reshape(8, CELL, 8, CELL).mean((1, 3)) > 0.5
     mean = np.asarray(found.mean[0, 0])
     assert mean[inside].min() > 0.9 and mean[~inside].max() < 0.1
     assert float(found.variance.max()) < 0.25
-    np.testing.assert_array_equal(found.extent, 0)
+    np.testing.assert_array_equal(made.extent, 0)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_without_text_nothing_changes(method, changes, visual):
 def test_text_weighs_as_one_shot():
     """One shot and text on one level: all priors are as reliable, so half and half."""
     case = episode(1)
-    priors, both = fused(READING, case)
+    (priors, *_), both = fused(READING, case)
     seen = fused(SEEING, case)[1].mean
     read = priors.text_maps.mean(axis=2)
     np.testing.assert_allclose(both.mean, (seen + read) / 2, atol=1e-5)
@@ -187,7 +188,7 @@ def test_text_weighs_as_one_shot():
 def test_dropped_operators_leave_the_others_and_text():
     case = episode(1)
     keep = jnp.zeros((1, 1, len(baft.OPERATORS)), bool).at[:, :, 1].set(True)
-    priors, got = fused(READING, case, keep)
+    (priors, *_), got = fused(READING, case, keep)
     read = priors.text_maps.mean(axis=2)
     np.testing.assert_allclose(
         got.mean, (priors.maps[:, :, 0, 1, 0] + read) / 2, atol=1e-5
@@ -219,7 +220,7 @@ def test_a_table_that_cannot_be_is_refused():
         table(backgrounds=(" Red ",))
     mute = backbones.get("tiny", weights="random")
     with pytest.raises(DiffUpError, match="no text tower"):
-        prior.text_table(
+        text_cues.text_table(
             mute, ("a",), templates=("{name}",), backgrounds=("b",), temperature=None
         )
 
@@ -249,3 +250,47 @@ def test_position_debias_is_found_while_tracing():
     two = jax.tree.map(lambda x: jnp.concatenate([x, x]), case)
     expected = jnp.concatenate([fused(free, case)[1].mean] * 2)
     np.testing.assert_allclose(jax.jit(spread)(two), expected, atol=1e-5)
+
+
+def test_every_size_of_an_image_makes_the_priors_of_that_size():
+    """Half the size: what an episode whose images were halved before has."""
+    case = episode(2)
+    small = dataclasses.replace(SETTINGS, scales=(0.5,))
+    both = dataclasses.replace(SETTINGS, scales=(1.0, 0.5))
+    maps = lambda settings, case=case: (
+        fused(  # noqa: E731
+            prior.Prior(toy(), settings), case
+        )[0].priors.maps
+    )
+    whole = maps(SETTINGS)
+    halved = maps(small)
+    joint = maps(both)
+    levels = whole.shape[2]
+    assert joint.shape[2] == 2 * levels
+    # The smaller size comes first, whatever order the config names them in.
+    np.testing.assert_allclose(joint[:, :, :levels], halved, atol=1e-6)
+    np.testing.assert_allclose(joint[:, :, levels:], whole, atol=1e-6)
+
+    half = (SIZE // 2, SIZE // 2)
+    shrunk = case._replace(
+        query=images.resize(case.query, half), support=images.resize(case.support, half)
+    )
+    params = {"backbone": {}}
+    coarse = dataclasses.replace(SETTINGS, grid_stride=CELL // 2)
+    expected = prior.Prior(toy(), coarse).priors(
+        params,
+        shrunk._replace(
+            cue_fg=images.area_average(case.cue_fg, half),
+            cue_bg=images.area_average(case.cue_bg, half),
+        ),
+    )
+    np.testing.assert_allclose(halved, expected.priors.maps, atol=1e-5)
+    assert not np.allclose(halved, whole, atol=1e-3)
+
+
+def test_sizes_fit_the_backbone():
+    method = prior.Prior(
+        dataclasses.replace(toy(), multiple_of=14),
+        dataclasses.replace(SETTINGS, scales=(1.0, 0.5, 0.01)),
+    )
+    assert method._sizes((112, 224)) == [(14, 14), (56, 112), (112, 224)]

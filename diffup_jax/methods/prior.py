@@ -4,16 +4,14 @@ Frozen backbone -> BAFT priors -> UAPF mean mu and variance. As a method of its 
 answers mu, thresholded by Otsu's criterion (IEEE T-SMC 1979); the evaluator also scores
 mu at its best threshold. Nothing here is learnt.
 
-Text: a `TextTable` holds the embeddings of all class names, made once by `text_table`;
-an episode names its row by `class_id` and says by `text_valid` that text is a cue. (One
-row is a mean over templates, which the token ids of one prompt could not tell.) Text
-counts as much as one shot: its two maps together have the share of the maps of a shot.
+Text: an episode names a row of a `TextTable` (text.py) by `class_id` and says by
+`text_valid` that text is a cue. It counts as much as one shot: its two maps together
+have the share of the maps of a shot.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +20,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from diffup_jax import baft, images, uapf
-from diffup_jax.backbones import Backbone, prompts
-from diffup_jax.types import DiffUpError, Episode, Features
+from diffup_jax.backbones import Backbone
+from diffup_jax.methods.text import TextTable
+from diffup_jax.types import Episode, Features
 
 _BINS = 64  # histogram bins of Otsu's threshold
-_PROMPTS = 64  # sentences embedded at once
 
 
 class Made(NamedTuple):
@@ -56,6 +54,8 @@ class PriorSettings:
     """How priors are made.
 
     levels: names of backbone levels; empty = the backbone's own choice.
+    scales: sizes at which the backbone sees an image, relative to the episode's, each
+      rounded to what the backbone takes; every level of every size makes priors.
     temperature: tau of assembly and self-propagation.
     fusion_temperature: tau of UAPF's reliability weights.
     grid_stride: image pixels per cell of the prior grid.
@@ -63,66 +63,11 @@ class PriorSettings:
     """
 
     levels: tuple[str, ...]
+    scales: tuple[float, ...]
     temperature: float
     fusion_temperature: float
     grid_stride: int
     affinity_stride: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextTable:
-    """What a text tower says of a source's classes, and of what is none of them.
-
-    classes [c d]: one unit vector per class, row = `Episode.class_id`; backgrounds
-    [u d]: likewise; temperature: tau_t of the softmax between them, see baft.py.
-    """
-
-    classes: Float[np.ndarray, "c d"]
-    backgrounds: Float[np.ndarray, "u d"]
-    temperature: float
-
-    def told(self, templates: Sequence[str]) -> str:
-        """The table in words, for whoever reads a result."""
-        sentences = ", ".join(f'"{template}"' for template in templates)
-        return (
-            f"{sentences} against {len(self.backgrounds)} backgrounds, temperature "
-            f"{self.temperature:.3g}"
-        )
-
-
-def text_table(
-    backbone: Backbone,
-    names: Sequence[str],
-    *,
-    templates: Sequence[str],
-    backgrounds: Sequence[str],
-    temperature: float | None,
-) -> TextTable:
-    """Embeds class and background names in all templates (backbones/prompts.py).
-
-    Args:
-      names: class names by class id.
-      templates, backgrounds: see prompts.TEMPLATES and prompts.background_names; a
-        background that is also a class is left out (it would take the class's cells).
-      temperature: tau_t; None for the model's own, the reciprocal of its logit scale.
-
-    Raises:
-      DiffUpError: without a text tower, its tokenizer's files or a background.
-    """
-    taken = {_plain(name) for name in names}
-    backgrounds = [name for name in backgrounds if _plain(name) not in taken]
-    if not backgrounds:
-        raise DiffUpError(
-            "No background name is left that is not a class too; text needs at least "
-            "one to be compared with. Add scenery to the list of backgrounds."
-        )
-    classes, others = (
-        _embed(backbone, group, templates) for group in (names, backgrounds)
-    )
-    if temperature is None:
-        scale, _ = backbone.text.module.apply(backbone.text_params, method="scale")
-        temperature = 1 / float(scale)
-    return TextTable(classes, others, temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,19 +129,28 @@ class Prior:
           ValueError: at trace time, if the image is smaller than the prior grid.
         """
         b, n, k, h, w, _ = episode.support.shape
-        names = self.settings.levels or self.backbone.prior_levels
-        found = self._features(params, episode.query, names)
-        query = found.levels
         flat = episode.support.reshape(b * n * k, h, w, 3)
-        # Without shots no picture is looked at; below, none is cut from the query's.
-        support = self._features(params, flat, names).levels if k else query
-        text, text_valid = self._text(found, episode)
+        query, support = [], []
+        for size in self._sizes((h, w)):
+            found = self._features(params, images.resize_images(episode.query, size))
+            joint = found.joint
+            levels = [found.levels[name] for name in self._names]
+            shots = levels
+            # Without shots no picture is looked at; below, none is cut from these.
+            if k:
+                pictures = images.resize_images(flat, size)
+                own = self._features(params, pictures).levels
+                shots = [own[name] for name in self._names]
+            query += levels
+            support += [
+                shot[: b * n * k].reshape(b, n, k, *level.shape[1:])
+                for shot, level in zip(shots, levels, strict=True)
+            ]
+        # The largest size came last: of it is the text map, and the affinity below.
+        text, text_valid = self._text(joint, episode)
         priors = baft.make_priors(
-            tuple(query[name] for name in names),
-            tuple(
-                support[name][: b * n * k].reshape(b, n, k, *query[name].shape[1:])
-                for name in names
-            ),
+            tuple(query),
+            tuple(support),
             cue_fg=episode.cue_fg,
             cue_bg=episode.cue_bg,
             shot_valid=episode.shot_valid,
@@ -214,7 +168,7 @@ class Prior:
                 episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
             ),
             affinity=baft.episode_affinity(
-                query[names[-1]],
+                query[-1],
                 grid=_grid((h, w), self.settings.affinity_stride),
                 temperature=self.settings.temperature,
             ),
@@ -250,26 +204,31 @@ class Prior:
         )
         return Fused(mean, variance)
 
-    def _features(
-        self,
-        params: dict,
-        pictures: Shaped[Array, "b h w 3"],
-        names: tuple[str, ...],
-    ) -> Features:
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.settings.levels or self.backbone.prior_levels
+
+    def _sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Image sizes of `scales`, the largest last, each a size of the backbone's."""
+        m = self.backbone.multiple_of
+        return [
+            tuple(x if s == 1 else max(round(x * s / m), 1) * m for x in size)
+            for s in sorted(self.settings.scales)
+        ]
+
+    def _features(self, params: dict, pictures: Shaped[Array, "b h w 3"]) -> Features:
         """The backbone's answer; levels without position where the backbone asks."""
         found = self.backbone.apply(params["backbone"], pictures, normalised=False)
         if not self.backbone.debias:
             return found
-        bases = self._bases(pictures.shape[1:3], names)
+        bases = self._bases(pictures.shape[1:3])
         levels = {
             name: baft.without_position(found.levels[name], jnp.asarray(basis))
             for name, basis in bases.items()
         }
         return found._replace(levels=levels)
 
-    def _bases(
-        self, size: tuple[int, int], names: tuple[str, ...]
-    ) -> dict[str, Float[np.ndarray, "c r"]]:
+    def _bases(self, size: tuple[int, int]) -> dict[str, Float[np.ndarray, "c r"]]:
         """Position bases for an image size: constants of whatever is being traced.
 
         Found while tracing, with the backbone's own (frozen) weights and outside of the
@@ -285,12 +244,12 @@ class Prior:
                             found[name][0], components=self.backbone.debias
                         )
                     )
-                    for name in names
+                    for name in self._names
                 }
         return self._found[size]
 
     def _text(
-        self, found: Features, episode: Episode
+        self, joint: Float[Array, "b p q d"] | None, episode: Episode
     ) -> tuple[Float[Array, "b n p q"] | None, Bool[Array, "b n"]]:
         """The text map of each way, and where there is one."""
         table = self.text
@@ -300,34 +259,12 @@ class Prior:
         known = (rows >= 0) & (rows < len(table.classes))
         text = jnp.asarray(table.classes)[jnp.where(known, rows, 0)]
         foreground = baft.text_foreground(
-            found.joint,
+            joint,
             text,
             jnp.asarray(table.backgrounds),
             temperature=table.temperature,
         )
         return foreground, episode.text_valid & known
-
-
-def _embed(
-    backbone: Backbone, names: Sequence[str], templates: Sequence[str]
-) -> Float[np.ndarray, "c d"]:
-    """One unit vector per name: the mean over its sentences."""
-    groups = [prompts.class_prompts(name, templates=templates) for name in names]
-    sentences = [sentence for group in groups for sentence in group]
-    # Batches of one size, so that the text tower is compiled once.
-    padded = sentences + sentences[-1:] * (-len(sentences) % _PROMPTS)
-    parts = [
-        backbone.encode_text(padded[start : start + _PROMPTS])
-        for start in range(0, len(padded), _PROMPTS)
-    ]
-    found = jnp.concatenate(parts)[: len(sentences)]
-    found = found.reshape(len(names), len(templates), found.shape[-1])
-    return np.asarray(prompts.average(found))
-
-
-def _plain(name: str) -> str:
-    """A class name for comparison."""
-    return " ".join(name.replace("_", " ").lower().split())
 
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:

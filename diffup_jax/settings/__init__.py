@@ -19,6 +19,7 @@ from diffup_jax.data import batches, cues, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.methods import diffup as diffup_method
 from diffup_jax.methods import prior as prior_method
+from diffup_jax.methods import text as text_method
 from diffup_jax.settings.checks import implausible
 from diffup_jax.settings.sections import Settings, TrainSettings
 from diffup_jax.types import DiffUpError, Episode
@@ -92,11 +93,11 @@ def make_text(
     names: Sequence[str],
     *,
     cues_asked: Sequence[str],
-) -> prior_method.TextTable | None:
+) -> text_method.TextTable | None:
     """What a source's class names mean; None if no cue is a text, nothing is run then.
 
     Raises:
-      DiffUpError: see prior.text_table.
+      DiffUpError: see methods.text.text_table.
     """
     if not cues.any_text(cues_asked):
         return None
@@ -104,7 +105,7 @@ def make_text(
     backgrounds = options.backgrounds
     if len(backgrounds) == 1:
         backgrounds = prompts.background_names(backgrounds[0])
-    return prior_method.text_table(
+    return text_method.text_table(
         backbone,
         names,
         templates=options.templates,
@@ -117,7 +118,7 @@ def make_method(
     settings: Settings,
     backbone: backbones.Backbone,
     *,
-    text: prior_method.TextTable | None = None,
+    text: text_method.TextTable | None = None,
 ) -> Method:
     """The method of a run over a backbone; `text` as `make_text` answers it."""
     prior = prior_method.Prior(backbone, settings.prior, text)

@@ -45,6 +45,14 @@ def implausible(settings: Settings) -> list[str]:
             "0 with train.multi_host: a cache is made and read by one host",
         ),
         (
+            bool(settings.prior.scales)
+            and len(set(settings.prior.scales)) == len(settings.prior.scales)
+            and all(0 < scale <= 4 for scale in settings.prior.scales),
+            "config.prior.scales",
+            settings.prior.scales,
+            "different numbers above 0, at most 4",
+        ),
+        (
             0 <= train.ema_decay < 1,
             "config.train.ema_decay",
             train.ema_decay,
