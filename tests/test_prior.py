@@ -257,11 +257,10 @@ def test_every_size_of_an_image_makes_the_priors_of_that_size():
     case = episode(2)
     small = dataclasses.replace(SETTINGS, scales=(0.5,))
     both = dataclasses.replace(SETTINGS, scales=(1.0, 0.5))
-    maps = lambda settings, case=case: (
-        fused(  # noqa: E731
-            prior.Prior(toy(), settings), case
-        )[0].priors.maps
-    )
+
+    def maps(settings):
+        return fused(prior.Prior(toy(), settings), case)[0].priors.maps
+
     whole = maps(SETTINGS)
     halved = maps(small)
     joint = maps(both)

@@ -17,7 +17,7 @@ from diffup_jax.backbones import clip
 from diffup_jax.backbones.towers import Tower
 from diffup_jax.data import batches, episodes, pipeline, protocols
 from diffup_jax.data.augment import Augment
-from diffup_jax.methods import diffup
+from diffup_jax.methods import disturbance
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -233,10 +233,8 @@ def test_training_disturbs_text_as_it_does_visual_priors():
         text_valid=jnp.arange(b)[:, None, None] + jnp.zeros((1, n, t), int) > 4,
         text_reliability=jnp.zeros((b, n, t)),
     )  # fmt: skip
-    settings = setup.from_config(runs.get_config("absent"))
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    draws = diffup._Draws(jax.random.split(jax.random.key(0), b))
-    after = method._disturb_text(priors, draws)
+    draws = disturbance.Draws(jax.random.split(jax.random.key(0), b))
+    after, _ = disturbance.disturb(priors, draws, dropout=0.2, log_gamma=0.3)
     found = np.asarray(after.text_maps)
     assert (found[..., 0, 0] == 0).all() and np.abs(found - maps).max() > 0.05
     one, other = (np.argsort(x.reshape(b, n, t, 9), axis=-1) for x in (maps, found))
