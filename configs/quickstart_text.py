@@ -3,9 +3,6 @@
 Trained with `tiny_clip_s`; scored with it and, without more training, with
 `tiny_clip_m` (`--config.backbone.name=tiny_clip_m`). What text adds to a visual cue:
 `--config.eval.cues=mask,mask+text,point,point+text,text`.
-
-Their weights are not packaged yet: `python -m data_prep.pretrain_tiny_clip --name
-tiny_clip_s` makes them, `--config.backbone.weights=FILE` names them.
 """
 
 from configs import common, quickstart

@@ -200,11 +200,6 @@ def scenes():
 
 @pytest.fixture(scope="module", params=program.NAMES)
 def packaged(request):
-    if not clip.VARIANTS[request.param].packaged:
-        pytest.skip(
-            f"{request.param} has no packaged weights yet; "
-            f"python -m data_prep.pretrain_tiny_clip --name {request.param} makes them"
-        )
     return backbones.get(request.param, weights="")
 
 

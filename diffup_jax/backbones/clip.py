@@ -104,8 +104,7 @@ _L14 = _B32._replace(
     hub=HUB.format("vit_large_patch14_clip_224"),
 )
 # This project's own (`data_prep.pretrain_tiny_clip`), for drawn scenes. A word list in
-# place of byte pairs, its marks being the first four tokens. No trained weights are
-# packaged yet: the command makes them.
+# place of byte pairs, its marks being the first four tokens.
 _TINY_S = Variant(
     vision=Tower(96, 3, 3, 384, "gelu_pytorch_tanh", 1e-5),
     patch=8,
@@ -118,7 +117,7 @@ _TINY_S = Variant(
         eos=3,
         tokenizer="tiny_clip.json",
     ),
-    packaged="",
+    packaged="tiny_clip_s.safetensors",
     hub="",
     licence="MIT",
     debias=0,
@@ -136,6 +135,7 @@ VARIANTS: dict[str, Variant] = {
     "tiny_clip_m": _TINY_S._replace(
         vision=Tower(128, 5, 4, 512, "gelu_pytorch_tanh", 1e-5),
         text=_TINY_S.text._replace(joint=96),
+        packaged="tiny_clip_m.safetensors",
     ),
 }
 
