@@ -16,5 +16,6 @@ def get_config(fold=None):
     config.data.min_area = 0.0
     config.data.skip_small_classes = True
     config.train.steps = 300
+    config.train.prior_cache = 1200
     config.eval.shots = (1,)
     return config

@@ -65,11 +65,13 @@ def cached_batches(
       DiffUpError: see prior_cache.open_or_make.
     """
     options = settings.train
+    # No more than the run looks at.
+    kept = min(options.prior_cache, options.steps * options.batch_size)
     facts = {
         "version": __version__,
         "digest": method.prior.backbone.digest,
         "seed": settings.seed,
-        "episodes": options.prior_cache,
+        "episodes": kept,
         "mask_stride": settings.decoder.mask_stride,
         "classes": [source.class_names[c] for c in classes],
         **{name: setup.plain(settings)[name] for name in _CACHED},
@@ -93,7 +95,7 @@ def cached_batches(
     def make(first):
         # Episode i is a function of (seed, i): whole batches, the first cut to fit.
         size = options.batch_size
-        steps = -(-options.prior_cache // size)
+        steps = -(-kept // size)
         dataset = batches(settings, source, classes, steps=steps)
         with contextlib.closing(
             pipeline.iterate(dataset, workers=settings.data.workers)
@@ -110,7 +112,7 @@ def cached_batches(
         Path(options.prior_cache_dir or f"{workdir}/prior_cache"),
         facts=facts,
         example=example,
-        episodes=options.prior_cache,
+        episodes=kept,
         make=make,
     )
     print(
