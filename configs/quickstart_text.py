@@ -14,6 +14,8 @@ def get_config(fold=None):
     # The backbone's patches are 8 pixels: 24 x 24 cells of a picture, one per cell of
     # the prior grid. The mask has 32 x 32 pixels, of 6 each, as in quickstart.
     config.train.cues = ("mask", "box", "scribble", "point", "text")
+    # Walked four to five times, so that the backbone runs on 1800 episodes, not 8400.
+    config.train.prior_cache = 1800
     config.eval.cues = ("mask", "box", "scribble", "point", "text")
     config.eval.shots = (0, 1, 5)
     return common.with_fold(config, fold)
