@@ -160,7 +160,7 @@ def test_priors_are_their_equations_however_shots_are_streamed(k, budget, monkey
 
 
 def test_what_all_features_share_changes_no_assembly():
-    case, common = episode(), [features(9, c) * 3 for c in (8, 16)]
+    case, common = episode(), [features(9, c) / 2 for c in (8, 16)]
     moved = make(
         case,
         **{
@@ -405,7 +405,8 @@ def test_text_makes_two_priors_as_reliable_as_the_shots():
     )
     # S(T) by the last level's features, here on the text's own grid.
     q = np.asarray(case["query"][1][0])
-    spread = slow_propagate(q, np.asarray(text[0, 0]))
+    own = unit(q - q.mean(axis=(0, 1)))
+    spread = slow_propagate(own, np.asarray(text[0, 0]))
     spread = (spread - spread.min()) / (spread.max() - spread.min())
     expected = jax.image.resize(spread, GRID, "linear")
     np.testing.assert_allclose(got.text_maps[0, 0, 1], expected, atol=1e-5)
