@@ -1,4 +1,4 @@
-"""The embedded scenes with the embedded backbone: `make demo`. Minutes on 2 cores."""
+"""The embedded scenes with the embedded backbone, without text. Minutes on 2 cores."""
 
 from configs import common
 

@@ -18,4 +18,5 @@ def get_config(fold=None):
     config.train.prior_cache = 1800
     config.eval.cues = ("mask", "box", "scribble", "point", "text")
     config.eval.shots = (0, 1, 5)
+    config.eval.episodes = 120
     return common.with_fold(config, fold)
