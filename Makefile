@@ -17,7 +17,7 @@ CONSTRAIN = $$($(BIN)/python -c 'import sys; \
 
 PYTEST_ARGS ?=
 # A process takes up to 2 GB: no more of them than help.
-WORKERS ?= -n auto --maxprocesses 4
+WORKERS ?= -n auto --maxprocesses 4 --dist loadgroup
 # The recipe of `make demo`.
 SCENES ?= 1500
 

@@ -23,6 +23,14 @@ SMALL = ("tiny", "squeezenet1_1")
 ANY_SIZE = tuple(n for n in backbones.names() if backbones.recipe(n).multiple_of == 1)
 
 
+def _grouped(names):
+    """All tests of one network in one process, which then traces it once."""
+    return [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names]
+
+
+EVERY = _grouped(backbones.names())
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, tmp_path):
     """An empty Hugging Face cache, offline, and a store of converted weights here."""
@@ -63,7 +71,7 @@ def _answer(backbone, size):
     )
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_levels_are_what_was_announced(name):
     backbone = _hollow(name)
     size, answer = _announced(name)
@@ -78,7 +86,7 @@ def test_levels_are_what_was_announced(name):
     assert (answer.joint is not None) == backbone.has_text
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_text_tower_and_image_tower_meet_in_one_space(name):
     backbone = _hollow(name)
     if not backbone.has_text:
@@ -94,7 +102,9 @@ def test_text_tower_and_image_tower_meet_in_one_space(name):
     assert texts.dtype == joint.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", [n for n in backbones.names() if n not in ANY_SIZE])
+@pytest.mark.parametrize(
+    "name", _grouped(n for n in backbones.names() if n not in ANY_SIZE)
+)
 def test_a_size_that_does_not_fit_is_told_with_the_multiple(name):
     backbone = _hollow(name)
     unit = backbone.multiple_of
@@ -103,7 +113,7 @@ def test_a_size_that_does_not_fit_is_told_with_the_multiple(name):
         _answer(backbone, (unit * 4 + 1, unit * 4))
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_has_one_row_in_every_layout(name):
     recipe, backbone = backbones.recipe(name), _hollow(name)
     shapes, tables = {"image": backbone.params}, {"image": recipe.tables}
@@ -118,7 +128,7 @@ def test_every_parameter_has_one_row_in_every_layout(name):
             assert sorted(rows) == wanted, table.layout
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_default_weights_have_an_id_and_a_licence(name):
     recipe = backbones.recipe(name)
     assert not (recipe.packaged and recipe.hub)
@@ -131,7 +141,7 @@ def test_default_weights_have_an_id_and_a_licence(name):
         assert stores._HUB_ID.fullmatch(recipe.hub)
 
 
-@pytest.mark.parametrize("name", backbones.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_prior_levels_are_levels(name):
     backbone = _hollow(name)
     known = [level.name for level in backbone.levels]
