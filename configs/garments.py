@@ -28,7 +28,7 @@ def get_config(fold=None):
     # Named three times: half of the cues are masks.
     config.train.cues = ("mask", "mask", "mask", "box", "scribble", "point")
     config.train.max_shots = 1
-    # A third of the episodes the steps take: the same result sooner on two cores.
+    # A third of the episodes that the steps take, for time on two cores.
     config.train.prior_cache = 6000
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
