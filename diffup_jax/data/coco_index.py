@@ -27,11 +27,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 from array import array
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -44,6 +44,27 @@ _VERSION = "coco 1"
 
 # Below this many annotated pixels a shape may cover no pixel centre at all.
 _DOUBTFUL_AREA = 64
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    """What is read of an annotation; everything else of it is passed over."""
+
+    image_id: int | str
+    category_id: int | str
+    segmentation: msgspec.Raw  # decoded one by one: all at once they fill gigabytes
+    area: float
+    iscrowd: int = 0
+
+
+class _Content(msgspec.Struct, gc=False):
+    """An instances JSON."""
+
+    images: list[dict]
+    categories: list[dict]
+    annotations: list[_Annotation]
+
+
+_FORM = msgspec.json.Decoder(list[list[float]] | dict)
 
 
 def open_index(path: Path) -> Mapped:
@@ -114,13 +135,15 @@ def _parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     gc.disable()  # nothing to collect in JSON, and looking for it takes half the time
     try:
         try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
+            content = msgspec.json.decode(path.read_bytes(), type=_Content)
+            return _arrays(content)
+        except msgspec.ValidationError:  # before its base class; told below
+            raise
+        except msgspec.DecodeError as error:
             raise DiffUpError(
                 f"{path} is not valid JSON ({error}); download it again."
             ) from error
-        return _arrays(content)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (msgspec.ValidationError, LookupError, TypeError, ValueError) as error:
         raise DiffUpError(
             f"{path} is not a COCO instances file: {type(error).__name__} {error}. "
             "Expected images (id, file_name, height, width), categories (id, name) "
@@ -131,11 +154,11 @@ def _parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             gc.enable()
 
 
-def _arrays(content: dict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+def _arrays(content: _Content) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    categories = sorted(content.categories, key=lambda entry: entry["id"])
     rank = {entry["id"]: index for index, entry in enumerate(categories)}
     images = sorted(
-        ((_file_name(e).stem, e) for e in content["images"]), key=lambda image: image[0]
+        ((_file_name(e).stem, e) for e in content.images), key=lambda image: image[0]
     )
     stems = [stem for stem, _ in images]
     twice = {a for a, b in zip(stems, stems[1:], strict=False) if a == b}
@@ -143,7 +166,7 @@ def _arrays(content: dict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise TypeError(f"two images are named {min(twice)}")
     rows = {entry["id"]: row for row, (_, entry) in enumerate(images)}
     sizes = [(int(e["height"]), int(e["width"])) for _, e in images]
-    arrays = _shapes(content["annotations"], rows, rank, sizes)
+    arrays = _shapes(content.annotations, rows, rank, sizes)
     facts = {"classes": [str(entry["name"]) for entry in categories]}
     arrays |= {
         "names": _texts(stems),
@@ -169,12 +192,12 @@ def _shapes(annotations, rows, rank, sizes) -> dict[str, np.ndarray]:
     area_of, corners, runs = array("d"), array("d"), bytearray()
     corner_of, run_of = array("q", [0]), array("q", [0])
     for entry in annotations:
-        row = rows[entry["image_id"]]
-        form = entry["segmentation"]
+        row = rows[entry.image_id]
+        form = _FORM.decode(entry.segmentation)
         row_of.append(row)
-        class_of.append(rank[entry["category_id"]])
-        crowd_of.append(bool(entry.get("iscrowd", 0)))
-        area_of.append(entry["area"])
+        class_of.append(rank[entry.category_id])
+        crowd_of.append(bool(entry.iscrowd))
+        area_of.append(entry.area)
         runs_of.append(isinstance(form, dict))
         if isinstance(form, dict):
             part_of.append(len(run_of) - 1)
