@@ -228,10 +228,23 @@ class DiffUp:
           "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
           "spread" (standard deviation over samples; zero for one sample).
         """
-        size = episode.query.shape[1:3]
-        b, n = episode.query_mask.shape[:2]
+        prepared = self.prepare(params, episode)
+        return self.predict_prepared(params, keys, prepared, episode.query.shape[1:3])
+
+    def predict_prepared(
+        self,
+        params: dict,
+        keys: Key[Array, " b"],
+        prepared: Prepared,
+        size: tuple[int, int],
+    ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
+        """`predict` of what `prepare` returned, at `size` h x w; only the decoder runs.
+
+        `prepared.target` and `prepared.valid` are not read.
+        """
+        b, n = prepared.target.shape[:2]
         samples = self.sampler.samples
-        state = self._state(self.prepare(params, episode), None)
+        state = self._state(prepared, None)
         apply = lambda name, *a: self._network.apply(  # noqa: E731
             {"params": params["decoder"]}, *a, method=name
         )
