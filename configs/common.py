@@ -90,9 +90,24 @@ def get_config() -> ConfigDict:
                 # Of the softmax between class and backgrounds; 0 = the model's own.
                 "temperature": 0.0,
             },
-            "decoder": {"size": "B", "mask_stride": 4, "query_rgb": True},
+            "decoder": {
+                "size": "B",
+                "mask_stride": 4,
+                # What it is shown and made of, for ablations: see diffup_jax/uqdd.py.
+                "query_rgb": True,
+                "layout": True,
+                "affinity": True,
+                "scm": True,
+                "dqm": True,
+            },
             "process": {"signal_scale": 1.0, "condition_strength": 0.0},
-            "sampler": {"steps": 4, "eta": 1.0, "samples": 1, "warm_start": False},
+            "sampler": {
+                "steps": 4,
+                "eta": 1.0,
+                "samples": 1,
+                "warm_start": False,
+                "prior_dropout": 0.0,
+            },
             "losses": {
                 "time_bias": 2.0,
                 "pure_noise": 0.3,

@@ -18,6 +18,8 @@ def get_config(fold=None):
     config.data.val_fraction = 0.1
     # Three sizes, chosen on base classes of training images: docs/results.md.
     config.prior.scales = (0.33, 0.5, 0.67)
+    # The finest grid the backbone has of an image at its largest size.
+    config.prior.affinity_stride = 24
     config.decoder.size = "S"
     config.decoder.mask_stride = 8
     # Further steps harm classes that were not trained, see docs/results.md.

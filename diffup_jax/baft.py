@@ -43,6 +43,11 @@ Min-max scaling forgets how much of an image the class covers; the cue knows:
 
    (10) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
         cue says of most pixels what they are (mask, box); (0, 0) without such a shot
+   (11) layout = mean of w+ over the same shots, at the prior grid
+
+The decoder also gets the query's own structure, as a matrix over positions:
+
+   (12) similarity(q, q') = mean of <q*, q'*> over the levels, on one grid
 
 That cues and multi-scale features become class- and backbone-agnostic priors is
 DiffUp's (arXiv 2407.16182), assembly and propagation follow the same group's PGMA-Net,
@@ -290,8 +295,7 @@ def extent(
     The first number runs from about -3.9 (one pixel) to 3 (the whole image).
     """
     covered = cue_fg.mean(axis=(-2, -1))
-    told = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
-    counted = (told & shot_valid & (covered > 0)) * share
+    counted = _told(cue_fg, cue_bg, shot_valid) * share
     shots = counted.sum(axis=2)
     known = shots > 0
     mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
@@ -299,26 +303,36 @@ def extent(
     return jnp.stack([size, known.astype(size.dtype)], axis=-1)
 
 
-def episode_affinity(
-    features: Float[Array, "b p q c"], *, grid: tuple[int, int], temperature: float
+def layout(
+    cue_fg: _Cue,
+    cue_bg: _Cue,
+    shot_valid: Bool[Array, "b n k"],
+    *,
+    share: Float[Array, "b n k"],
+    grid: tuple[int, int],
+) -> Float[Array, "b n p q"]:
+    """Equation (11): where the class lies in the supports; zero where none tells."""
+    counted = _told(cue_fg, cue_bg, shot_valid) * share
+    shots = jnp.maximum(counted.sum(axis=2), _EMPTY)[:, :, None, None]
+    covered = images.area_average(cue_fg, grid)
+    return (covered * counted[..., None, None]).sum(axis=2) / shots
+
+
+def similarity(
+    levels: tuple[Float[Array, "b _ _ _"], ...], *, grid: tuple[int, int]
 ) -> Float[Array, "b pq pq"]:
-    """Query self-affinity on a fixed grid: a matrix over positions of the image.
+    """Equation (12): how alike any two cells of an image are, in [-1, 1].
 
     Its shape depends on the grid only, not on the backbone that made the features. It
-    stays a matrix because the decoder applies it at every step, on a small grid (24 x
-    24: 1.3 MB) whatever the level's resolution.
+    stays a matrix because the decoder applies it at every step, on a small grid.
     """
-    features = images.resize(features, grid)
-    own = jax.vmap(centred)(features, features)
-    return jax.vmap(lambda f: self_affinity(f, temperature=temperature))(own)
 
+    def one(features):
+        own = centred(features, features)
+        flat = _flat(own)
+        return flat @ flat.T
 
-def self_affinity(
-    features: Float[Array, "p q c"], *, temperature: float
-) -> Float[Array, "pq pq"]:
-    """Row-stochastic softmax(<q, q'> / tau) of equation (3), held whole."""
-    flat = _flat(features)
-    return jax.nn.softmax(flat @ flat.T / temperature, axis=-1)
+    return sum(jax.vmap(one)(images.resize(each, grid)) for each in levels) / len(levels)
 
 
 def _level(query, support, fg, bg, valid, same, share, temperature, grid):
@@ -384,6 +398,13 @@ def _reliability(onto, support, fg, bg, valid, same, share):
     count = others.sum(axis=0)[None]
     left_out = (scores * others[:, None]).sum(axis=0) / jnp.where(count > 0, count, 1)
     return jnp.where(count > 0, left_out, alone)
+
+
+def _told(cue_fg, cue_bg, shot_valid):
+    """Shots [b n k] whose cue says of most pixels what they are."""
+    covered = cue_fg.mean(axis=(-2, -1))
+    told = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
+    return told & shot_valid & (covered > 0)
 
 
 def _repeats(support, cues, valid):

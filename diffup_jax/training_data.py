@@ -59,14 +59,49 @@ def cached_batches(
 ) -> grain.MapDataset:
     """The same of the run's prior cache, which is made first where it is missing.
 
-    `method` has `prepare` (see methods.diffup.DiffUp); elements are what it returns.
+    Elements are what `method.prepare` returns. Raises DiffUpError as `open_cache` does.
+    """
+    options = settings.train
+    cache = open_cache(
+        settings,
+        method,
+        frozen,
+        mesh,
+        source,
+        classes,
+        # No more than the run looks at.
+        episodes=min(options.prior_cache, options.steps * options.batch_size),
+        folder=options.prior_cache_dir or f"{workdir}/prior_cache",
+    )
+    return prior_cache.batches(
+        cache,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=settings.seed,
+    )
+
+
+def open_cache(
+    settings: Settings,
+    method: Any,
+    frozen: dict[str, Any],
+    mesh: Mesh,
+    source: Source,
+    classes: Sequence[int],
+    *,
+    episodes: int,
+    folder: str,
+) -> prior_cache.PriorCache:
+    """The first `episodes` training episodes as `method.prepare` makes them.
+
+    `method` is methods.diffup.DiffUp, or has a `prepare` and a `prior` like it. What is
+    in `folder` already is not made again. Row i is training episode i of `classes`.
 
     Raises:
       DiffUpError: see prior_cache.open_or_make.
     """
     options = settings.train
-    # No more than the run looks at.
-    kept = min(options.prior_cache, options.steps * options.batch_size)
+    kept = episodes
     facts = {
         "version": __version__,
         "digest": method.prior.backbone.digest,
@@ -109,7 +144,7 @@ def cached_batches(
                 first -= first % size
 
     cache = prior_cache.open_or_make(
-        Path(options.prior_cache_dir or f"{workdir}/prior_cache"),
+        Path(folder),
         facts=facts,
         example=example,
         episodes=kept,
@@ -120,12 +155,7 @@ def cached_batches(
         f"{cache.folder}",
         flush=True,
     )
-    return prior_cache.batches(
-        cache,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        seed=settings.seed,
-    )
+    return cache
 
 
 def place(batch: Any, mesh: Mesh) -> Any:

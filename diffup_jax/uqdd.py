@@ -1,11 +1,11 @@
 """F3: UQDD, the uncertainty-aware query-conditioned diffusion decoder.
 
 The only trained part of DiffUp. It sees maps whose number of channels depends neither
-on the backbone nor on the cues: the fused prior (mean, variance), the extent of the
-cues (two numbers, baft.py), the RGB query, a query self-affinity (a matrix over
-positions) and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
+on the backbone nor on the cues: the fused prior (mean, variance), extent and layout of
+the cues (baft.py), the RGB query, a query self-similarity (a matrix over positions)
+and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
 
-    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, RGB])   static
+    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, layout, RGB])  static
         h_0 = W x_t + E e_0                                              stem
     (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
@@ -13,17 +13,23 @@ positions) and its own state (x_t, t, previous x0_hat). All is at mask resolutio
         h        = h (1 + a_i(q_hat, t)) + b_i(q_hat, t) + c_i e_hat     stage i
     (4) logits   = U-Net(x_t) + u (2 mu - 1) + v, 7 stages: 3 down, middle, 3 up;
         x0_hat   = tanh(logits / 2)
+    (5) A_j = softmax(exp(s_j) S - exp(d_j) D^2), heads j;  h <- h + O [A_j V h]_j
+
+In (5) S is the similarity of the query's cells, D their distance on its grid, and A_j
+lets cells that look alike to the backbone share what the decoder found: in the pyramid,
+once per episode, and in the last stage of the level nearest to the grid of S.
 
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
 DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes, the form
-of (1)-(3) and the extent are this project's choice. `condition` holds all that does not
-depend on t, so that a sampler computes it once per episode.
+of (1)-(5), extent and layout are this project's choice. `condition` holds all that does
+not depend on t, so that a sampler computes it once per episode.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -45,18 +51,24 @@ SIZES = {
 _HIDDEN = 32  # channels of the condition pyramid and of SCM's hidden layer
 _PRIOR_SCALE = 3.0  # u of equation (4) before training
 _EMBEDDING = 64  # size of the (q_hat, t) embedding
+# Before training, head j of equation (5) looks at cosines times _SHARPNESS[j], and at
+# squared distances (the grid's side is 1) times _NEARNESS.
+_SHARPNESS = (4.0, 8.0, 16.0, 32.0)
+_NEARNESS = 4.0
 
 
 class Facts(NamedTuple):
     """What the decoder is told of an episode, at R, ways folded into the batch.
 
-    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent: see baft.extent;
-    rgb: the query in [0, 1].
+    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent, layout: see baft.py;
+    similarity: of the g cells of a square grid, in [-1, 1]; rgb: the query in [0, 1].
     """
 
     mean: Float[Array, "b p q"]
     variance: Float[Array, "b p q"]
     extent: Float[Array, "b 2"]
+    layout: Float[Array, "b p q"]
+    similarity: Float[Array, "b g g"]
     rgb: Float[Array, "b p q 3"]
 
 
@@ -68,20 +80,50 @@ class Decoded(NamedTuple):
     quality: Float[Array, " b"]
 
 
+class Condition(NamedTuple):
+    """What of an episode does not depend on t.
+
+    stages: the static half of equation (2) per stage; entry, prior: the static terms of
+    (1) and (4); alike: A_j of (5) [b j g g], None without `affinity`.
+    """
+
+    stages: tuple[Float[Array, "b _ _ _"], ...]
+    entry: Float[Array, "b p q c"]
+    prior: Float[Array, "b p q 1"]
+    alike: Any
+
+
 class UQDD(nn.Module):
-    """The decoder. `size` names a row of SIZES; `query_rgb` shows it the image."""
+    """The decoder; `size` names a row of SIZES.
+
+    query_rgb, layout: show it the image, the layout of the cues. affinity: equation
+    (5). scm, dqm: equations (2), (3); without SCM the condition enters by the stem
+    alone, without DQM its two answers are zero.
+    """
 
     size: str
     query_rgb: bool
+    layout: bool
+    affinity: bool
+    scm: bool
+    dqm: bool
 
     def setup(self):
         widths = SIZES[self.size]
         stage_widths = [widths[level] for level in STAGE_LEVELS]
         self.pyramid = [Conv(_HIDDEN, 3, stride=1 if i == 0 else 2) for i in range(4)]
         self.pyramid_deep = [Conv(_HIDDEN, 3) for _ in range(4)]
-        self.static = [Conv(_HIDDEN, 1) for _ in STAGE_LEVELS]
-        self.scm = [SCM(width) for width in stage_widths]
-        self.dqm = DQM()
+        if self.scm:
+            self.static = [Conv(_HIDDEN, 1) for _ in STAGE_LEVELS]
+        self.modulation = [
+            SCM(width) if self.scm else norm(width, affine=True)
+            for width in stage_widths
+        ]
+        if self.affinity:
+            self.alike = Alike()
+            self.share_condition, self.share = Share(), Share()
+        if self.dqm:
+            self.quality_module = DQM()
         self.embed = nn.Dense(_EMBEDDING)
         self.stem = Conv(widths[0], 3)
         self.entry = Conv(widths[0], 1, use_bias=False)
@@ -98,19 +140,19 @@ class UQDD(nn.Module):
         facts: Facts,
         x: Float[Array, "b p q"],
         t: Float[Array, " b"],
-        previous: Float[Array, "b p q 2"],
+        previous: Float[Array, "b p q"],
     ) -> Decoded:
         """`denoise` after `condition`: what initialisation and one-step use need."""
         return self.denoise(self.condition(facts), x, t, previous)
 
     def quality(self, x: Float[Array, "b p q"]) -> Float[Array, " b"]:
-        """DQM's estimate of IoU(x > 0, M), for the warm start."""
-        return self.dqm(x)[1]
+        """DQM's estimate of IoU(x > 0, M), for the warm start; needs `dqm`."""
+        return self.quality_module(x)[1]
 
-    def condition(self, facts: Facts) -> tuple[Float[Array, "b _ _ _"], ...]:
+    def condition(self, facts: Facts) -> Condition:
         """Equation (1), the static half of (2) per stage; then stem and prior of (4).
 
-        `facts.rgb` is unused without `query_rgb`.
+        What the switches leave out of `facts` is not read.
         """
         mean = facts.mean[..., None]
         extent = facts.extent[:, None, None]
@@ -119,48 +161,70 @@ class UQDD(nn.Module):
             2 * jnp.sqrt(facts.variance)[..., None],
             jnp.broadcast_to(extent, (*mean.shape[:3], 2)),
         ]
+        if self.layout:
+            parts.append(facts.layout[..., None])
         if self.query_rgb:
             parts.append(2 * facts.rgb - 1)
+        alike = self.alike(facts.similarity) if self.affinity else None
         maps = jnp.concatenate(parts, axis=-1)
         levels = []
         for conv, deep in zip(self.pyramid, self.pyramid_deep, strict=True):
             maps = nn.silu(conv(maps))
             maps = maps + nn.silu(deep(maps))
+            if self.affinity and len(levels) == _shared_level(mean, alike):
+                maps = self.share_condition(maps, alike)
             levels.append(maps)
-        stages = (
-            static(levels[level])
-            for static, level in zip(self.static, STAGE_LEVELS, strict=True)
+        stages = ()
+        if self.scm:
+            stages = tuple(
+                static(levels[level])
+                for static, level in zip(self.static, STAGE_LEVELS, strict=True)
+            )
+        return Condition(
+            stages, self.entry(levels[0]), self.prior(2 * mean - 1), alike
         )
-        return *stages, self.entry(levels[0]), self.prior(2 * mean - 1)
 
     def denoise(
         self,
-        condition: tuple[Float[Array, "b _ _ _"], ...],
+        condition: Condition,
         x: Float[Array, "b p q"],
         t: Float[Array, " b"],
-        previous: Float[Array, "b p q 2"],
+        previous: Float[Array, "b p q"],
     ) -> Decoded:
-        """Equations (2)-(4) at one time.
+        """Equations (2)-(5) at one time.
 
         Args:
           condition: what `condition` returned.
           x: x_t, in units of the signal scale.
-          previous: previous x0_hat and its self-propagated form, both in [-1, 1];
-            zeros when there is none.
+          previous: previous x0_hat in [-1, 1]; zeros when there is none.
         """
-        error, quality = self.dqm(x)
+        error, quality = jnp.zeros_like(x), jnp.zeros_like(t)
+        if self.dqm:
+            error, quality = self.quality_module(x)
         clock = jnp.concatenate([time_features(t, size=32), quality[:, None]], axis=-1)
         embedding = nn.silu(self.embed(clock))
         pixels = _pyramid(error[..., None])
+        previous = previous[..., None]
+        if self.affinity:
+            previous = jnp.concatenate(
+                [previous, _through(previous, condition.alike)], axis=-1
+            )
         previous = _pyramid(previous)
 
         def stage(i, h):
             level = STAGE_LEVELS[i]
-            modulate = lambda h: self.scm[i](h, condition[i], previous[level])  # noqa: E731
-            return self.stages[i](h, modulate, embedding, pixels[level])
 
-        *condition, entry, prior = condition
-        h = self.stem(x[..., None]) + entry
+            def modulate(h):
+                if not self.scm:
+                    return self.modulation[i](h)
+                return self.modulation[i](h, condition.stages[i], previous[level])
+
+            h = self.stages[i](h, modulate, embedding, pixels[level])
+            if self.affinity and i > 2 and level == _shared_level(x, condition.alike):
+                h = self.share(h, condition.alike)
+            return h
+
+        h = self.stem(x[..., None]) + condition.entry
         skips = []
         for i in range(3):
             h = stage(i, h)
@@ -171,8 +235,39 @@ class UQDD(nn.Module):
             skip = skips.pop()
             h = images.resize(h, skip.shape[1:3])
             h = stage(4 + i, self.up[i](jnp.concatenate([h, skip], axis=-1)))
-        logits = self.head(nn.silu(h)) + prior
+        logits = self.head(nn.silu(h)) + condition.prior
         return Decoded(logits[..., 0], error, quality)
+
+
+class Alike(nn.Module):
+    """The weights A_j of equation (5), rows sum to one."""
+
+    @nn.compact
+    def __call__(self, similarity: Float[Array, "b g g"]) -> Float[Array, "b j g g"]:
+        heads = len(_SHARPNESS)
+        sharp = self.param("sharpness", lambda _: jnp.log(jnp.asarray(_SHARPNESS)))
+        near = self.param("nearness", lambda _: jnp.full(heads, jnp.log(_NEARNESS)))
+        side = _side(similarity)
+        places = jnp.stack(jnp.mgrid[:side, :side], axis=-1).reshape(-1, 2) / side
+        distance = jnp.square(places[:, None] - places[None]).sum(axis=-1)
+        scale = lambda x: jnp.exp(x)[None, :, None, None]  # noqa: E731
+        return nn.softmax(
+            scale(sharp) * similarity[:, None] - scale(near) * distance[None, None],
+            axis=-1,
+        )
+
+
+class Share(nn.Module):
+    """h + O [A_j V h]_j of equation (5); O starts at zero."""
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "b p q c"], alike: Float[Array, "b j g g"]
+    ) -> Float[Array, "b p q c"]:
+        channels = h.shape[-1]
+        value = Conv(8, 1, name="value")(nn.silu(h))
+        out = Conv(channels, 1, kernel_init=nn.initializers.zeros, name="out")
+        return h + out(_through(value, alike))
 
 
 class SCM(nn.Module):
@@ -185,7 +280,7 @@ class SCM(nn.Module):
         self,
         h: Float[Array, "b p q c"],
         static: Float[Array, "b p q e"],
-        previous: Float[Array, "b p q 2"],
+        previous: Float[Array, "b p q m"],
     ) -> Float[Array, "b p q c"]:
         hidden = nn.silu(
             static + Conv(_HIDDEN, 1, use_bias=False, name="own")(previous)
@@ -244,3 +339,24 @@ def _pyramid(maps: Float[Array, "b p q c"]) -> list[Float[Array, "b _ _ c"]]:
     for _ in range(3):
         levels.append(nn.avg_pool(levels[-1], (2, 2), strides=(2, 2)))
     return levels
+
+
+def _through(
+    maps: Float[Array, "b p q c"], alike: Float[Array, "b j g g"]
+) -> Float[Array, "b p q jc"]:
+    """A_j times maps, on the grid of A and back; heads side by side."""
+    side = _side(alike)
+    coarse = images.resize(maps, (side, side))
+    flat = coarse.reshape(len(maps), side * side, -1)
+    found = jnp.einsum("bjxy,byc->bxjc", alike, flat)
+    return images.resize(found.reshape(len(maps), side, side, -1), maps.shape[1:3])
+
+
+def _shared_level(maps: Float[Array, "b p ..."], alike: Float[Array, "b j g g"]) -> int:
+    """The pyramid level whose grid is nearest to that of A."""
+    octaves = math.log2(maps.shape[1] / _side(alike))
+    return min(max(round(octaves), 0), 3)
+
+
+def _side(matrix: Float[Array, "*b g g"]) -> int:
+    return math.isqrt(matrix.shape[-1])

@@ -484,15 +484,42 @@ def test_agreement_by_hand():
     assert unknown == pytest.approx(0.9 - 0.3, abs=1e-6)
 
 
-def test_affinity_has_the_grid_of_the_image_for_any_backbone():
-    for side, channels in ((12, 32), (5, 512)):
-        affinity = baft.episode_affinity(
-            jnp.asarray(features(0, 2, side, side, channels)),
-            grid=(6, 6),
-            temperature=TAU,
+def test_similarity_has_the_grid_of_the_image_for_any_backbone():
+    levels = [
+        jnp.asarray(features(0, 2, side, side, channels))
+        for side, channels in ((6, 32), (5, 512))
+    ]
+    both = baft.similarity(tuple(levels), grid=(6, 6))
+    assert both.shape == (2, 36, 36)
+    assert float(jnp.abs(both).max()) <= 1 + 1e-5
+    np.testing.assert_allclose(both, jnp.swapaxes(both, 1, 2), atol=1e-5)
+    # The mean over levels; of one level by hand.
+    apart = [baft.similarity((level,), grid=(6, 6)) for level in levels]
+    np.testing.assert_allclose(both, sum(apart) / 2, atol=1e-5)
+    plain = np.asarray(levels[0], np.float64).reshape(2, 36, 32)
+    plain = plain - plain.mean(axis=1, keepdims=True)
+    plain /= np.linalg.norm(plain, axis=-1, keepdims=True)
+    np.testing.assert_allclose(apart[0], plain @ plain.swapaxes(1, 2), atol=1e-4)
+
+
+def test_layout_is_where_the_telling_shots_have_the_class():
+    """A mask in the upper half, a scribble that tells nothing, padding."""
+    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
+    bg = np.zeros_like(fg)
+    fg[0, 0, 0, :4] = 1
+    bg[0, 0, 0, 4:] = 1
+    fg[0, 0, 1, 7, 7] = 1
+    fg[0, 0, 2] = 1
+    for valid, expected in (((True, True, False), 1.0), ((False, True, False), 0.0)):
+        found = baft.layout(
+            jnp.asarray(fg),
+            jnp.asarray(bg),
+            jnp.asarray([[valid]]),
+            share=jnp.ones((1, 1, 3)),
+            grid=(4, 4),
         )
-        assert affinity.shape == (2, 36, 36)
-        np.testing.assert_allclose(affinity.sum(axis=-1), 1, atol=1e-5)
+        np.testing.assert_allclose(found[0, 0, :2], expected, atol=1e-5)
+        np.testing.assert_allclose(found[0, 0, 2:], 0, atol=1e-5)
 
 
 def test_no_gradient_breaks_on_empty_cues():

@@ -38,9 +38,19 @@ LOSSES = diffup.LossSettings(
 )
 METHOD = diffup.DiffUp(
     prior=PRIOR,
-    decoder=diffup.DecoderSettings(size="S", mask_stride=4, query_rgb=True),
+    decoder=diffup.DecoderSettings(
+        size="S",
+        mask_stride=4,
+        query_rgb=True,
+        layout=True,
+        affinity=True,
+        scm=True,
+        dqm=True,
+    ),
     process=diffup.ProcessSettings(signal_scale=1.0, condition_strength=0.5),
-    sampler=diffup.SamplerSettings(steps=2, eta=1.0, samples=2, warm_start=True),
+    sampler=diffup.SamplerSettings(
+        steps=2, eta=1.0, samples=2, warm_start=True, prior_dropout=0.2
+    ),
     losses=LOSSES,
 )
 PREDICT = jax.jit(METHOD.predict)

@@ -21,6 +21,7 @@ states of the chain: arXiv 2407.16182. Losses and draws: this project's choice.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -40,6 +41,7 @@ class FusesPriors(Protocol):
     def init(self, key, episode) -> dict[str, Any]: ...
     def priors(self, params, episode) -> Any: ...
     def fuse(self, made, keep=None) -> Any: ...
+    def affinity_grid(self, size: tuple[int, int]) -> tuple[int, int]: ...
 
 
 class Prepared(NamedTuple):
@@ -57,11 +59,15 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-    """size: row of uqdd.SIZES; mask_stride: image pixels per mask pixel (h / R)."""
+    """mask_stride: image pixels per mask pixel (h / R); the others: see uqdd.UQDD."""
 
     size: str
     mask_stride: int
     query_rgb: bool
+    layout: bool
+    affinity: bool
+    scm: bool
+    dqm: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +83,19 @@ class ProcessSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """steps >= 1 of DDIM; eta in [0, 1]; samples >= 1 averaged; warm_start: see (1)."""
+    """How masks are drawn.
+
+    steps >= 1 of DDIM; eta in [0, 1]; samples >= 1, averaged; warm_start: begin at the
+    time matched to DQM's estimate of the prior, not at 1. prior_dropout: each sample
+    leaves out each (level, operator) pair of priors with this probability, so that
+    samples start from priors of different granularity; 0 = all of them see all.
+    """
 
     steps: int
     eta: float
     samples: int
     warm_start: bool
+    prior_dropout: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +143,16 @@ class DiffUp:
         """
         r = self._resolution(episode.query.shape[1:3])
         maps = lambda *channels: jnp.zeros((1, *r, *channels))  # noqa: E731
-        facts = Facts(maps(), maps(), jnp.zeros((1, 2)), maps(3))
-        inputs = (facts, maps(), jnp.ones((1,)), maps(2))
+        cells = math.prod(self.prior.affinity_grid(episode.query.shape[1:3]))
+        facts = Facts(
+            mean=maps(),
+            variance=maps(),
+            extent=jnp.zeros((1, 2)),
+            layout=maps(),
+            similarity=jnp.zeros((1, cells, cells)),
+            rgb=maps(3),
+        )
+        inputs = (facts, maps(), jnp.ones((1,)), maps())
         init = self._network.init
         if not isinstance(key, jax.core.Tracer):
             # Run once: compiling it well (11 s) costs more than it could ever save.
@@ -170,7 +191,13 @@ class DiffUp:
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """`loss` of what `prepare` returned; of `params` only the decoder is used."""
         draws = Draws(keys)
-        state = jax.lax.stop_gradient(self._state(prepared, draws))
+        state = self._state(
+            prepared,
+            draws,
+            dropout=self.losses.prior_dropout,
+            log_gamma=self.losses.prior_gamma,
+        )
+        state = jax.lax.stop_gradient(state)
         return self._decoder_loss(params, draws, state)
 
     def _decoder_loss(self, params, draws, state):
@@ -198,14 +225,15 @@ class DiffUp:
             1.0,
             u ** (1 / self.losses.time_bias),
         )
-        # First pass: the network's own answer from a noisier time, as in the chain.
-        t_first = t + (1 - t) * draw("first", jax.random.uniform)
-        noise = draw("noise first", jax.random.normal, *target.shape[1:])
-        x_first = diffusion.forward(prior, t_first, noise=noise, shift=shift)
-        frozen = jax.lax.stop_gradient((params["decoder"], condition))
-        nothing = jnp.zeros((*target.shape, 2))
-        first = apply(frozen[0], "denoise", frozen[1], x_first / s, t_first, nothing)
-        own = jax.lax.stop_gradient(jnp.tanh(first.logits / 2))
+        own = jnp.zeros_like(target)
+        if self.losses.from_own or self.losses.self_conditioning:
+            # First pass: the network's own answer from a noisier time, as in the chain.
+            t_first = t + (1 - t) * draw("first", jax.random.uniform)
+            noise = draw("noise first", jax.random.normal, *target.shape[1:])
+            x_first = diffusion.forward(prior, t_first, noise=noise, shift=shift)
+            frozen = jax.lax.stop_gradient((params["decoder"], condition))
+            first = apply(frozen[0], "denoise", frozen[1], x_first / s, t_first, own)
+            own = jax.lax.stop_gradient(jnp.tanh(first.logits / 2))
 
         which = draw("source", jax.random.uniform)[:, None, None]
         z = jnp.where(which < self.losses.from_own, s * own, prior)
@@ -213,8 +241,7 @@ class DiffUp:
         noise = draw("noise", jax.random.normal, *target.shape[1:])
         x = diffusion.forward(z, t, noise=noise, shift=shift)
         seen = draw("self", jax.random.uniform) < self.losses.self_conditioning
-        previous = self._previous(own, state["affinity"])
-        previous = jnp.where(seen[:, None, None, None], previous, 0.0)
+        previous = jnp.where(seen[:, None, None], own, 0.0)
         out = apply(params["decoder"], "denoise", condition, x / s, t, previous)
         return self._terms(out, x / s, target, valid)
 
@@ -244,26 +271,37 @@ class DiffUp:
         """
         b, n = prepared.target.shape[:2]
         samples = self.sampler.samples
-        state = self._state(prepared, None)
         apply = lambda name, *a: self._network.apply(  # noqa: E731
             {"params": params["decoder"]}, *a, method=name
         )
-        condition = apply("condition", _facts(state))
-        start = self._start(apply, state["mean"])
-        repeat = lambda x: jnp.repeat(x, samples, axis=0)  # noqa: E731
-        condition = jax.tree.map(repeat, condition)
-        mean, affinity = repeat(state["mean"]), repeat(state["affinity"])
+        # From here on a row is a sample of a way of an episode: [b samples n].
+        keys = jax.vmap(lambda key: jax.random.split(key, samples))(keys).reshape(-1)
+        whole = seen = self._state(prepared)
+        if self.sampler.prior_dropout:
+            repeated = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prepared)
+            seen = self._state(
+                repeated, Draws(keys), dropout=self.sampler.prior_dropout
+            )
+        condition = apply("condition", _facts(seen))
+        mean = seen["mean"]
+        start = self._start(apply, mean)
+        if not self.sampler.prior_dropout:
+
+            def spread(x):
+                x = x.reshape(b, 1, n, *x.shape[1:])
+                return jnp.repeat(x, samples, axis=1).reshape(-1, *x.shape[3:])
+
+            condition, mean, start = jax.tree.map(spread, (condition, mean, start))
         s = self.process.signal_scale
         shift = self.process.condition_strength * s * (2 * mean - 1)
-        split = jax.vmap(lambda key: jax.random.split(key, (n * samples, 2)))(keys)
-        split = split.reshape(b * n * samples, 2)
+        split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
+        split = split.reshape(-1, 2)
         noise = diffusion.normal(split[:, 0], mean.shape[1:])
-        times = diffusion.times(repeat(start), steps=self.sampler.steps)
+        times = diffusion.times(start, steps=self.sampler.steps)
         x = diffusion.forward(s * (2 * mean - 1), times[0], noise=noise, shift=shift)
 
         def denoise(x, t, previous):
-            facts = self._previous(previous / s, affinity)
-            out = apply("denoise", condition, x / s, t, facts)
+            out = apply("denoise", condition, x / s, t, previous / s)
             return s * jnp.tanh(out.logits / 2)
 
         x, _ = diffusion.sample(
@@ -275,20 +313,22 @@ class DiffUp:
             eta=self.sampler.eta,
         )
         prob = images.resize_maps((x / s + 1) / 2, size)
-        prob = prob.reshape(b, n, samples, *size)
-        mean_prob = prob.mean(axis=2)
+        prob = prob.reshape(b, samples, n, *size)
+        mean_prob = prob.mean(axis=1)
         full = lambda x: images.resize_maps(x, size).reshape(b, n, *size)  # noqa: E731
         maps = {
-            "prior_mean": full(state["mean"]),
-            "prior_variance": full(state["variance"]),
+            "prior_mean": full(whole["mean"]),
+            "prior_variance": full(whole["variance"]),
             "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
-            "spread": prob.std(axis=2),
+            "spread": prob.std(axis=1),
         }
         return mean_prob, maps
 
     @property
     def _network(self) -> UQDD:
-        return UQDD(self.decoder.size, self.decoder.query_rgb)
+        settings = dataclasses.asdict(self.decoder)
+        del settings["mask_stride"]
+        return UQDD(**settings)
 
     def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
         stride = self.decoder.mask_stride
@@ -301,17 +341,24 @@ class DiffUp:
             )
         return size[0] // stride, size[1] // stride
 
-    def _state(self, prepared: Prepared, draws) -> dict[str, Array]:
-        """Everything the decoder sees, at R, ways folded into the batch [b n ...]."""
+    def _state(
+        self,
+        prepared: Prepared,
+        draws: Draws | None = None,
+        *,
+        dropout: float = 0.0,
+        log_gamma: float = 0.0,
+    ) -> dict[str, Array]:
+        """Everything the decoder sees, at R, ways folded into the batch [b n ...].
+
+        With `draws` the priors are disturbed first, see methods/disturbance.py.
+        """
         made, rgb, target, valid = prepared
         b, n, *r = target.shape
         keep = None
         if draws is not None:
             priors, keep = disturb(
-                made.priors,
-                draws,
-                dropout=self.losses.prior_dropout,
-                log_gamma=self.losses.prior_gamma,
+                made.priors, draws, dropout=dropout, log_gamma=log_gamma
             )
             made = made._replace(priors=priors)
         fused = self.prior.fuse(made, keep)
@@ -321,19 +368,12 @@ class DiffUp:
             "mean": images.resize_maps(fold(fused.mean), tuple(r)),
             "variance": images.resize_maps(fold(fused.variance), tuple(r)),
             "extent": fold(made.extent),
+            "layout": images.resize_maps(fold(made.layout), tuple(r)),
+            "similarity": ways(made.similarity),
             "rgb": ways(rgb),
-            "affinity": ways(made.affinity),
             "target": fold(target),
             "valid": ways(valid),
         }
-
-    def _previous(self, x0, affinity) -> Float[Array, "b p q 2"]:
-        """Previous x0_hat in [-1, 1] and its propagation by query self-affinity."""
-        side = int(affinity.shape[-1] ** 0.5)
-        coarse = images.resize_maps(x0, (side, side))
-        flat = jnp.einsum("bxy,by->bx", affinity, coarse.reshape(len(x0), -1))
-        propagated = images.resize_maps(flat.reshape(coarse.shape), x0.shape[1:])
-        return jnp.stack([x0, propagated], axis=-1)
 
     def _start(self, apply, mean) -> Float[Array, " b"]:
         """First time of the chain: 1, or the warm start matched to DQM's estimate."""

@@ -31,15 +31,17 @@ class Made(NamedTuple):
     """An episode's priors before fusion, and what else of it the decoder is told.
 
     A pure function of episode and frozen weights, so training may keep it
-    (priorcache.py). Only the shape of `priors` depends on the backbone. floor [b n]: of
+    (prior_cache.py). Only the shape of `priors` depends on the backbone. floor [b n]: of
     the variance, see uapf.cue_floor; extent [b n 2] of the cues, see baft.extent;
-    affinity [b pq pq] of the query.
+    layout [b n p q] of the cues, see baft.layout; similarity [b pq pq] of the query's
+    cells, see baft.similarity.
     """
 
     priors: baft.Priors
     floor: Float[Array, "b n"]
     extent: Float[Array, "b n 2"]
-    affinity: Float[Array, "b pq pq"]
+    layout: Float[Array, "b n p q"]
+    similarity: Float[Array, "b pq pq"]
 
 
 class Fused(NamedTuple):
@@ -59,7 +61,7 @@ class PriorSettings:
     temperature: tau of assembly and self-propagation.
     fusion_temperature: tau of UAPF's reliability weights.
     grid_stride: image pixels per cell of the prior grid.
-    affinity_stride: image pixels per cell of the query self-affinity.
+    affinity_stride: image pixels per cell of the query's similarity.
     """
 
     levels: tuple[str, ...]
@@ -167,11 +169,14 @@ class Prior:
             extent=baft.extent(
                 episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
             ),
-            affinity=baft.episode_affinity(
-                query[-1],
-                grid=_grid((h, w), self.settings.affinity_stride),
-                temperature=self.settings.temperature,
+            layout=baft.layout(
+                episode.cue_fg,
+                episode.cue_bg,
+                episode.shot_valid,
+                share=priors.share,
+                grid=_grid((h, w), self.settings.grid_stride),
             ),
+            similarity=baft.similarity(tuple(query), grid=self.affinity_grid((h, w))),
         )
 
     def fuse(self, made: Made, keep: Bool[Array, "b l o"] | None = None) -> Fused:
@@ -203,6 +208,10 @@ class Prior:
             floor=made.floor,
         )
         return Fused(mean, variance)
+
+    def affinity_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the cells of `Made.similarity` for an image size."""
+        return _grid(size, self.settings.affinity_stride)
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -120,6 +120,7 @@ def implausible(settings: Settings) -> list[str]:
     ]
     shares = {
         "sampler.eta": settings.sampler.eta,
+        "sampler.prior_dropout": settings.sampler.prior_dropout,
         "augment.flip": settings.augment.flip,
         "augment.grey": settings.augment.grey,
         **{

@@ -1,0 +1,283 @@
+"""Which part earns its place: one table of decoders that differ by a part.
+
+    python -m tests.bench.ablation --config configs/garments.py --on novel \
+        --folds 0,1 --seeds 0,1 --out runs/ablation [--rows "one forward;full"] \
+        [--episodes 400] [--kept 6000] [--set train.steps=1000]
+
+Every row trains (or takes from --out what an earlier row or call trained with the same
+settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol, and
+prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, and the
+difference to the row "full" with the interval of paired episodes. `--on base` is for
+choosing: classes left out of the training, on held-out training images (trials.py).
+The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
+scores every decoder once more over another backbone, without training.
+
+It resumes: what is in --out is not done again. Beside each decoder lies a JSON with the
+scores, so tables can be made again without the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffup_jax import settings as setup
+from tests.bench import trials
+
+# One regression step: nothing is noised, no state is seen, no answer is fed back.
+_ONE_FORWARD = {
+    "losses.pure_noise": 1.0,
+    "losses.from_own": 0.0,
+    "losses.from_prior": 0.0,
+    "losses.self_conditioning": 0.0,
+    # x_t / s is what the network sees: noise of this little is none.
+    "process.signal_scale": 1e6,
+    "sampler.steps": 1,
+    "sampler.samples": 1,
+}
+_PLAIN = {
+    "losses.pure_noise": 0.0,
+    "losses.time_bias": 1.0,
+    "losses.from_own": 0.0,
+    "losses.from_prior": 0.0,
+    "losses.self_conditioning": 0.0,
+    "decoder.dqm": False,
+    "sampler.steps": 4,
+    "sampler.samples": 1,
+    "sampler.eta": 0.0,
+}
+# What the config has, so that a row names only what it changes.
+_OWN = ("losses.from_own", "losses.from_prior")
+_BIASED = {k: v for k, v in _PLAIN.items() if "pure" not in k and "bias" not in k}
+_STATES = {k: v for k, v in _BIASED.items() if k not in _OWN}
+_FRESH = {k: v for k, v in _STATES.items() if k != "sampler.eta"}
+
+# Name -> settings that differ from the config. Rows that differ in `sampler` only share
+# a decoder.
+ROWS: dict[str, dict[str, Any]] = {
+    "one forward": _ONE_FORWARD,
+    "one forward, no layout, no affinity": {
+        **_ONE_FORWARD,
+        "decoder.layout": False,
+        "decoder.affinity": False,
+    },
+    "plain diffusion, 4 steps": _PLAIN,
+    "plain diffusion, 1 step": {**_PLAIN, "sampler.steps": 1},
+    "+ t biased to noise": _BIASED,
+    "+ x_t from own answer and prior": _STATES,
+    "+ eta = 1": {**_FRESH, "sampler.eta": 1.0},
+    "+ self-conditioning": {
+        "decoder.dqm": False,
+        "sampler.steps": 4,
+        "sampler.samples": 1,
+        "sampler.eta": 1.0,
+    },
+    "full": {},
+    "full, 1 step, 1 sample": {"sampler.steps": 1, "sampler.samples": 1},
+    "full, 1 step, 4 samples": {"sampler.steps": 1, "sampler.samples": 4},
+    "full, 2 steps, 1 sample": {"sampler.steps": 2, "sampler.samples": 1},
+    "full, 4 steps, 1 sample": {"sampler.steps": 4, "sampler.samples": 1},
+    "full, 4 steps, 4 samples": {"sampler.steps": 4, "sampler.samples": 4},
+    "full, 10 steps, 1 sample": {"sampler.steps": 10, "sampler.samples": 1},
+    "full, 4 samples of all priors": {"sampler.prior_dropout": 0.0},
+    "full, warm start": {"sampler.warm_start": True},
+    "full without SCM": {"decoder.scm": False},
+    "full without DQM": {"decoder.dqm": False},
+    "full without self-conditioning": {"losses.self_conditioning": 0.0},
+    "full without affinity": {"decoder.affinity": False},
+    "full without layout": {"decoder.layout": False},
+    "full without the image": {"decoder.query_rgb": False},
+    "full + conditional forward": {"process.condition_strength": 1.0},
+    "full, all priors weigh the same": {"prior.fusion_temperature": 1e6},
+}
+
+
+def config_of(path: str, changes: dict[str, Any], *, fold: int, seed: int) -> Any:
+    """The config file of `path` with a fold, a seed and dotted changes."""
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    config = module.get_config(str(fold))
+    config.seed = seed
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        part = config
+        for section in sections:
+            part = part[section]
+        if key not in part:
+            raise SystemExit(f"unknown setting {name!r}: see configs/common.py")
+        part[key] = type(part[key])(value) if part[key] is not None else value
+    return config
+
+
+def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed: int):
+    """Scores of one decoder on one fold, from its JSON where there is one."""
+    settings = setup.from_config(
+        config_of(options.config, changes, fold=fold, seed=seed)
+    )
+    facts = setup.plain(settings)
+    learnt = {name: facts[name] for name in ("decoder", "process", "losses", "prior")}
+    learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
+    learnt |= {"fold": fold, "seed": seed, "on": options.on, "kept": options.kept}
+    asked = {"sampler": facts["sampler"], "episodes": options.episodes}
+    asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
+    name = f"{options.on}-{fold}-{seed}-{trials.key_of(learnt)}"
+    file = options.out / f"{name}-{trials.key_of(asked)}.json"
+    if not file.exists():
+        found = _scored(options, settings, options.out / "decoders" / f"{name}.npz")
+        aside = file.with_suffix(".aside")
+        aside.write_text(json.dumps({**found, "asked": asked, "learnt": learnt}))
+        os.replace(aside, file)
+    return json.loads(file.read_text())
+
+
+def _scored(options, settings, decoder: Path) -> dict[str, Any]:
+    own = setup.make_method(settings, setup.make_backbone(settings))
+    place = trials.open_place(
+        settings, options.on, shots=options.shots, count=options.episodes
+    )
+    folder = options.out / "cache"
+    if decoder.exists():
+        cache = rows = None
+    else:
+        cache, rows = trials.train_rows(
+            settings, place, own, count=options.kept, folder=folder
+        )
+    params = trials.trained(settings, own, cache, rows, file=decoder)
+    method = own
+    if options.swap:
+        network, _, weights = options.swap.partition("=")
+        other = type(settings.backbone)(name=network, weights=weights)
+        settings = type(settings)(**{**vars(settings), "backbone": other})
+        method = setup.make_method(settings, setup.make_backbone(settings))
+    tested = trials.test_cache(
+        settings, place, method, cue=options.cue, folder=folder
+    )
+    found = trials.scored(settings, place, method, params, tested)
+    scores = found.scores
+    return {
+        "miou": scores.miou,
+        "interval": list(found.interval),
+        "prior": scores.prior_miou,
+        "fb_iou": scores.fb_iou,
+        "everything": scores.everything_foreground,
+        "auroc_variance": scores.auroc_variance,
+        "auroc_uncertainty": scores.auroc_uncertainty,
+        "sha": place.sha,
+        "classes": {
+            place.test.class_names[c]: float(iou)
+            for c, iou in zip(place.scored, scores.per_class, strict=True)
+        },
+        "rows": {
+            "class": found.state.class_id.tolist(),
+            "intersection": found.state.intersection[:, 1].tolist(),
+            "union": found.state.union[:, 1].tolist(),
+        },
+    }
+
+
+def resampled(found: dict[str, Any], *, resamples: int = 1000) -> np.ndarray:
+    """mIoU of bootstrap resamples; the same draws for results on the same episodes."""
+    rows = {name: np.asarray(values) for name, values in found["rows"].items()}
+    classes = np.unique(rows["class"])
+    total = np.zeros(resamples)
+    for class_id in classes:
+        own = np.flatnonzero(rows["class"] == class_id)
+        random = np.random.default_rng((0, int(class_id)))
+        drawn = own[random.integers(len(own), size=(resamples, len(own)))]
+        inside = rows["intersection"][drawn].sum(axis=1)
+        total += 100 * inside / np.maximum(rows["union"][drawn].sum(axis=1), 1)
+    return total / len(classes)
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Lines of the table: mean over the runs of each row, and differences to "full"."""
+    mean = lambda name, key: np.mean([r[key] for r in results[name]])  # noqa: E731
+    draws = {
+        name: np.mean([resampled(r) for r in found], axis=0)
+        for name, found in results.items()
+    }
+    interval = lambda x: "({:.1f} to {:.1f})".format(  # noqa: E731
+        *np.percentile(x, (2.5, 97.5))
+    )
+    first = next(iter(results))
+    lines = [
+        "| row | mIoU (95 %) | difference to full | by fold and seed |",
+        "|---|---|---|---|",
+        f"| everything foreground | {mean(first, 'everything'):.1f} | | |",
+        f"| training-free prior, best threshold | {mean(first, 'prior'):.1f} | | "
+        + " ".join(f"{r['prior']:.1f}" for r in results[first])
+        + " |",
+    ]
+    for name, found in results.items():
+        change = ""
+        if "full" in results and name != "full":
+            apart = draws[name] - draws["full"]
+            change = f"{mean(name, 'miou') - mean('full', 'miou'):+.1f} "
+            change += interval(apart)
+        each = " ".join(f"{r['miou']:.1f}" for r in found)
+        lines.append(
+            f"| {name} | {mean(name, 'miou'):.1f} {interval(draws[name])} | "
+            f"{change} | {each} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
+    parser.add_argument("--on", choices=["novel", "base"], default="novel")
+    parser.add_argument("--folds", default="", help="0,1; default: the config's FOLD")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rows", default="", help="names of ROWS, by ;; default: all")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--cue", default="mask")
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--kept", type=int, default=6000)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--swap", default="", metavar="NAME=WEIGHTS")
+    options = parser.parse_args()
+    options.config, _, fold = options.config.partition(":")
+    folds = [int(x) for x in (options.folds or fold or "0").split(",")]
+    seeds = [int(x) for x in options.seeds.split(",")]
+    names = [x.strip() for x in options.rows.split(";") if x.strip()] or list(ROWS)
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise SystemExit(f"unknown rows {unknown}; known: {list(ROWS)}")
+    common = {}
+    for text in options.set:
+        key, _, value = text.partition("=")
+        common[key] = json.loads(value)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list] = {}
+    for name in names:
+        results[name] = []
+        for fold in folds:
+            for seed in seeds:
+                found = result(options, {**common, **ROWS[name]}, fold, seed)
+                results[name].append(found)
+                low, high = found["interval"]
+                print(
+                    f"{name}, fold {fold}, seed {seed}: {found['miou']:.1f} "
+                    f"({low:.1f}-{high:.1f}), prior {found['prior']:.1f}, list "
+                    f"{found['sha']}",
+                    flush=True,
+                )
+    print(
+        f"\n{options.config}, on {options.on}, folds {folds}, seeds {seeds}, "
+        f"{options.cue}, {options.shots}-shot, {options.episodes} episodes each; "
+        f"{jax.devices()[0].device_kind}; {options.swap}\n{table(results)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

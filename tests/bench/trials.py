@@ -1,0 +1,285 @@
+"""One decoder trained and scored on kept priors: what ablations and choices are made of.
+
+The backbone is frozen, so its part of every training and test episode is made once
+(diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Two places
+to score on:
+
+    novel   as train.py and eval.py do: base classes of the fold on the kept training
+            images train, novel classes on test images are scored
+    base    for choosing: classes of another fold (the next one) are left out of the
+            training beside the novel ones and scored on held-out training images, so
+            that neither novel classes nor test images are looked at
+
+Training episodes are drawn over all classes at once and each fold takes those of its own
+base classes, so that one cache serves every fold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffup_jax import evaluation, prior_cache, training, training_data
+from diffup_jax import settings as setup
+from diffup_jax.data import batches as making
+from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.settings import Settings
+
+# Share of the training images that choices are scored on.
+_LEFT_OUT = 0.25
+# Bootstrap resamples of an interval.
+_RESAMPLES = 1000
+
+
+class Kept(NamedTuple):
+    """A test episode without its images: what scoring and the decoder need of it."""
+
+    query: Any
+    query_mask: Any
+    query_valid: Any
+    class_id: Any
+    prepared: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """Where a decoder is trained and scored.
+
+    `on` is "novel" or "base"; `train` the images, `classes` that train; `test` the
+    images, `scored` the classes and `draws` the episodes that are scored.
+    """
+
+    on: str
+    train: sources.Source
+    every: tuple[int, ...]
+    classes: tuple[int, ...]
+    test: sources.Source
+    scored: tuple[int, ...]
+    draws: tuple[episodes.Draw, ...]
+
+    @property
+    def sha(self) -> str:
+        return episodes.draws_sha(self.draws)
+
+
+def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
+    """`count` clean 1-way episodes of the settings' fold, on "novel" or on "base"."""
+    source = setup.open_split(settings, "train", shots=1)
+    fold = settings.data.fold
+    base = sources.fold_classes(source, fold, role="base")
+    if on == "novel":
+        train, _ = sources.hold_out(source, settings.data.val_fraction)
+        test = setup.open_split(settings, "test", shots=shots)
+        scored = sources.fold_classes(test, fold, role="novel")
+        novel = sources.fold_classes(source, fold, role="novel")
+        every, classes = (*base, *novel), base
+    else:
+        train, test = sources.hold_out(source, _LEFT_OUT)
+        folds = len(set(source.class_folds) - {-1})
+        scored = sources.fold_classes(source, (fold + 1) % folds, role="novel")
+        every = classes = tuple(c for c in base if c not in scored)
+    if settings.data.skip_small_classes:
+        every = sources.classes_with_images(train, every, shots=1)
+        classes = tuple(c for c in classes if c in every)
+        scored = sources.classes_with_images(test, scored, shots=shots)
+    seed = settings.eval.seed
+    draws = episodes.clean_draws(test, scored, shots=shots, count=count, seed=seed)
+    return Place(on, train, tuple(sorted(every)), classes, test, scored, draws)
+
+
+def train_rows(
+    settings: Settings, place: Place, method: Any, *, count: int, folder: Path
+) -> tuple[prior_cache.PriorCache, np.ndarray]:
+    """The cache of `count` training episodes and its rows that `place` may train on."""
+    if place.on == "base":
+        data = dataclasses.replace(settings.data, val_fraction=_LEFT_OUT)
+        settings = dataclasses.replace(settings, data=data)
+    # The fold decides which rows are taken, not what is in them; a seed is one of the
+    # decoder's start, order and draws.
+    settings = dataclasses.replace(
+        settings, seed=0, data=dataclasses.replace(settings.data, fold=0)
+    )
+    cache = training_data.open_cache(
+        settings,
+        method,
+        {"backbone": method.prior.backbone.params},
+        _mesh(),
+        place.train,
+        place.every,
+        episodes=count,
+        folder=str(folder),
+    )
+    # The class does not depend on the number of shots, see episodes.training_draw.
+    of = [
+        episodes.training_draw(
+            place.train, place.every, shots=1, seed=settings.seed, index=index
+        ).class_ids[0]
+        for index in range(count)
+    ]
+    return cache, np.flatnonzero(np.isin(of, place.classes))
+
+
+def test_cache(
+    settings: Settings, place: Place, method: Any, *, cue: str, folder: Path
+) -> prior_cache.PriorCache:
+    """The scored episodes with one cue, as `Kept`."""
+    prior = setup.plain(settings)["prior"]
+    del prior["fusion_temperature"]  # what is kept is not fused yet
+    facts = {
+        "digest": method.prior.backbone.digest,
+        "prior": prior,
+        "mask_stride": settings.decoder.mask_stride,
+        "image_size": settings.data.image_size,
+        "min_area": settings.data.min_area,
+        "sha": place.sha,
+        "on": place.on,
+        "cue": cue,
+        "conventions": [settings.data.box, settings.data.scribble],
+        "classes": [place.test.class_names[c] for c in place.scored],
+        "root": settings.data.root,
+    }
+    params = {"backbone": method.prior.backbone.params}
+    protocol = protocols.get("clean")
+
+    @jax.jit
+    def keep(episode):
+        prepared = method.prepare(params, episode)
+        return Kept(
+            prepared.rgb,
+            episode.query_mask,
+            episode.query_valid,
+            episode.class_id,
+            prepared,
+        )
+
+    def make(first: int) -> Iterator[Kept]:
+        for batch in pipeline.evaluation_batches(
+            place.test,
+            place.draws[first:],
+            numbers=range(first, len(place.draws)),
+            cue=cue,
+            conventions=setup.conventions(settings),
+            protocol=protocol,
+            image_size=settings.data.image_size,
+            batch_size=settings.eval.batch_size,
+            seed=settings.eval.seed,
+            workers=0,
+            on_error="stop",
+        ):
+            kept = jax.device_get(keep(batch.episode))
+            yield jax.tree.map(lambda x, real=len(batch.places): x[:real], kept)
+
+    shots = len(place.draws[0].supports[0])
+    example = making.blank(1, max(shots, 1), settings.data.image_size)
+    return prior_cache.open_or_make(
+        folder,
+        facts=facts,
+        example=jax.eval_shape(keep, example),
+        episodes=len(place.draws),
+        make=make,
+    )
+
+
+def trained(
+    settings: Settings,
+    method: Any,
+    cache: prior_cache.PriorCache,
+    rows: np.ndarray,
+    *,
+    file: Path,
+) -> dict[str, Any]:
+    """The averaged decoder of `settings`, read from `file` where it was trained before.
+
+    Training is that of train.py: same step, optimiser and draws.
+    """
+    options = settings.train
+    if file.exists():
+        with np.load(file) as found:
+            return {"decoder": traverse_util.unflatten_dict(dict(found), sep="/")}
+    tx = training.optimiser(options)
+    state, frozen = training.init_state(method, tx, settings, _mesh())
+    step = training.make_step(
+        method.loss_prepared,
+        tx,
+        _mesh(),
+        ema_decay=options.ema_decay,
+        seed=settings.seed,
+    )
+
+    def read(number):
+        chosen = prior_cache.rows_of_step(
+            number, options.batch_size, episodes=len(rows), seed=settings.seed
+        )
+        return cache.batch(rows[chosen])
+
+    dataset = grain.MapDataset.range(options.steps).map(read)
+    ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 2))
+    with tqdm(total=options.steps, unit="step", desc=file.stem, mininterval=10) as bar:
+        for batch in ahead:
+            state, metrics = step(state, frozen, batch)
+            if bar.n % 50 == 49:
+                bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", refresh=False)
+            bar.update()
+    average = jax.device_get(state.average)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".aside")
+    with open(aside, "wb") as out:
+        np.savez(out, **traverse_util.flatten_dict(average["decoder"], sep="/"))
+    os.replace(aside, file)
+    return average
+
+
+def scored(
+    settings: Settings,
+    place: Place,
+    method: Any,
+    params: dict[str, Any],
+    cache: prior_cache.PriorCache,
+) -> evaluation.Evaluation:
+    """The decoder on the scored episodes."""
+    size = (settings.data.image_size,) * 2
+    predict = jax.jit(
+        lambda params, keys, kept: method.predict_prepared(
+            params, keys, kept.prepared, size
+        )
+    )
+    count, rows = len(place.draws), settings.eval.batch_size
+
+    def batches():
+        for first in range(0, count, rows):
+            places = np.arange(first, min(first + rows, count))
+            kept = cache.batch(np.resize(places, rows))
+            yield making.EvaluationBatch(kept, places, (), 0, ())
+
+    return evaluation.evaluate(
+        lambda keys, kept: predict(params, keys, kept),
+        jax.random.key(settings.eval.seed),
+        batches(),
+        classes=place.scored,
+        episodes=count,
+        frame=protocols.get("clean").frame,
+        seed=settings.eval.seed,
+        resamples=_RESAMPLES,
+    )
+
+
+def key_of(value: Any) -> str:
+    """A short name for a JSON value."""
+    text = json.dumps(value, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("data",))
