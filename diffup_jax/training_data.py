@@ -116,6 +116,7 @@ def open_cache(
         facts["text"] = setup.plain(settings)["text"]
     for name in ("workers", "test_root", "test_split"):
         facts["data"].pop(name)
+    del facts["prior"]["fusion_temperature"]  # what is kept is not fused yet
     prepare = jax.jit(
         jax.shard_map(
             method.prepare,
