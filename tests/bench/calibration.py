@@ -36,16 +36,13 @@ STRIDE = 4
 EDGES = (0, 0.004, 0.008, 0.015, 0.025, 0.035, 0.05, 0.07, 0.1, 0.15, 0.26)
 
 
-def pixels(settings, cue: str, count: int) -> np.ndarray:
+def pixels(settings, predict, *, cue: str, count: int) -> np.ndarray:
     """Columns mu, sigma^2, y and wrong of the pixels taken, [4 pixels]."""
     source = setup.open_split(settings, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(source, base, shots=1)
     draws = episodes.clean_draws(source, base, shots=1, count=count, seed=settings.seed)
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    params = {"backbone": method.backbone.params}
-    predict = jax.jit(method.predict)
     batches = pipeline.evaluation_batches(
         source,
         draws,
@@ -59,11 +56,7 @@ def pixels(settings, cue: str, count: int) -> np.ndarray:
         workers=0,
         on_error=settings.data.on_error,
     )
-    answers = evaluation.predictions(
-        lambda keys, episode: predict(params, keys, episode),
-        jax.random.key(settings.seed),
-        batches,
-    )
+    answers = evaluation.predictions(predict, jax.random.key(settings.seed), batches)
     found = []
     for batch, episode, prob, maps in answers:
         real, step = len(batch.places), slice(None, None, STRIDE)
@@ -145,8 +138,15 @@ def main() -> None:
     config = module.get_config(fold or None)
     config.method = "prior"
     settings = setup.from_config(config)
+    method = setup.make_method(settings, setup.make_backbone(settings))
+    params = {"backbone": method.backbone.params}
+    answer = jax.jit(method.predict)  # compiled once for all cues
+
+    def predict(keys, episode):
+        return answer(params, keys, episode)
+
     for cue in options.cues.split(","):
-        report(cue, pixels(settings, cue, options.episodes))
+        report(cue, pixels(settings, predict, cue=cue, count=options.episodes))
 
 
 if __name__ == "__main__":
