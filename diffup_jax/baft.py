@@ -332,7 +332,9 @@ def similarity(
         flat = _flat(own)
         return flat @ flat.T
 
-    return sum(jax.vmap(one)(images.resize(each, grid)) for each in levels) / len(levels)
+    return sum(jax.vmap(one)(images.resize(each, grid)) for each in levels) / len(
+        levels
+    )
 
 
 def _level(query, support, fg, bg, valid, same, share, temperature, grid):

@@ -1,52 +1,32 @@
-"""F5: the evaluation loop and its report.
+"""F5: the evaluation loop.
 
     batches --predict--> probability and maps --score--> counts --update--> state
-    state --compute--> scores --row--> results.json and the printed table
+    state --compute--> scores, which report.py writes down
 
 Batches are `EvaluationBatch`es in the order of the evaluation list; they say which
 places of it they hold. `predict(keys, episode)`, with one key per episode, answers
 (prob [b n h w] in [0, 1], maps) at the network's size, maps holding "prior_mean",
-"prior_variance" and "uncertainty" of the same shape. The evaluator knows no method.
+"prior_variance" and "uncertainty" of the same shape, and "spread" where the method
+draws samples. The evaluator knows no method.
 
 Pixels are counted there, on the device; or, where a batch carries truths at their
 query's own size, on the host after every map was brought to that size.
-
-The results file holds what was measured and under which setting, and no time, so that
-running the same evaluation twice writes the same bytes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
-from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 from tqdm import tqdm
 
 from diffup_jax import metrics
 from diffup_jax.data import frames
 from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.types import DiffUpError, Episode
-
-MAPS = ("prior_mean", "prior_variance", "uncertainty")
-
-# The keys of a row of the results file, in their order.
-ROW_KEYS = (
-    *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
-    *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
-    *("everything_foreground", "auroc_variance", "auroc_uncertainty"),
-    *("absent_classes", "skipped", "weights"),
-)
 
 Predict = Callable[[Array, Episode], tuple[Array, dict[str, Array]]]
 
@@ -71,29 +51,6 @@ class Evaluation(NamedTuple):
     seconds: float
 
 
-class Setting(NamedTuple):
-    """Under what a number was measured; without all of it a number says nothing.
-
-    `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
-    list, `steps` and `samples` the sampler, `weights` the decoder (its checkpoint).
-    """
-
-    dataset: str
-    fold: int
-    protocol: str
-    image_size: int
-    backbone: str
-    weights_digest: str
-    cue: str
-    shots: int
-    ways: int
-    episodes_sha: str
-    seed: int
-    steps: int
-    samples: int
-    weights: str
-
-
 def predictions(
     predict: Predict, key: Array, batches: Iterable[EvaluationBatch]
 ) -> Iterator[tuple[EvaluationBatch, Episode, Array, dict[str, Array]]]:
@@ -113,13 +70,13 @@ def predictions(
         episode = jax.device_put(batch.episode)
         prob, maps = predict(fold(key, places), episode)
         expected = episode.query_mask.shape
-        for name in MAPS:
+        for name in metrics.MAPS:
             if name not in maps:
                 raise DiffUpError(
                     f"the method's maps are {sorted(maps)}; expected {name!r} among "
                     "them: add it to what predict returns"
                 )
-        for name, values in (("prob", prob), *((name, maps[name]) for name in MAPS)):
+        for name, values in {"prob": prob, **_read(maps)}.items():
             if values.shape != expected:
                 raise DiffUpError(
                     f"predict returned {name} of shape {values.shape}, expected "
@@ -210,104 +167,10 @@ def gallery_choice(
     return np.concatenate([ranked[:end], spaced, ranked[len(ranked) - end :]])
 
 
-def row(
-    result: Evaluation, setting: Setting, *, names: Mapping[int, str]
-) -> dict[str, Any]:
-    """One row of the results file: the setting, the scores, and every class by name.
-
-    `names`: class index -> name, for every class of the fold. IoU in percent, null
-    where a score does not exist.
-    """
-    scores = result.scores
-    per_class = [
-        {
-            "class_id": int(class_id),
-            "name": names[int(class_id)],
-            "iou": float(iou),
-            "episodes": int(episodes),
-        }
-        for class_id, iou, episodes in zip(
-            result.state.classes, scores.per_class, scores.episodes, strict=True
-        )
-    ]
-    facts = {
-        **setting._asdict(),
-        "episodes": len(result.ious),
-        "miou": scores.miou,
-        "miou_ci95": list(result.interval),
-        "fb_iou": scores.fb_iou,
-        "prior_miou": scores.prior_miou,
-        "prior_threshold": scores.prior_threshold,
-        "per_class": per_class,
-        "everything_foreground": scores.everything_foreground,
-        "auroc_variance": scores.auroc_variance,
-        "auroc_uncertainty": scores.auroc_uncertainty,
-        "absent_classes": [names[class_id] for class_id in scores.absent],
-        "skipped": {"empty": result.empty, "damaged": len(result.damaged)},
-    }
-    return {name: facts[name] for name in ROW_KEYS}
-
-
-def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write {"rows": [...]} as JSON, whole or not at all; the folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"rows": list(rows)}, indent=2, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print one table per setting, cue by shots, with the setting as its caption.
-
-    Rows measured under different settings never share a table. "prior" is the prior
-    mean alone at the threshold that suits these very episodes best.
-    """
-    console = Console()
-    varying = ("cue", "shots", "episodes", "episodes_sha")
-    shared = [name for name in Setting._fields if name not in varying]
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for each in rows:
-        groups.setdefault(tuple(each[name] for name in shared), []).append(each)
-    for setting, members in groups.items():
-        facts = dict(zip(shared, setting, strict=True))
-        lines = [_caption(facts)]
-        absent = sorted({name for each in members for name in each["absent_classes"]})
-        if absent:
-            lines.append(f"classes without an episode count as 0: {', '.join(absent)}")
-        for name, why in (("empty", "empty queries"), ("damaged", "damaged episodes")):
-            most = max(each["skipped"][name] for each in members)
-            if most:
-                lines.append(f"{why} left out: {most}")
-        table = Table(
-            caption=escape("\n".join(lines)),
-            caption_justify="left",
-            box=None,
-            header_style="bold underline",
-            padding=(0, 1, 0, 0),
-        )
-        for name in ("cue", "shots", "prior", "mIoU", "FB-IoU", "episodes", "list"):
-            right = name not in ("cue", "list")
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
-        for each in members:
-            low, high = each["miou_ci95"]
-            table.add_row(
-                escape(each["cue"]),
-                str(each["shots"]),
-                f"{each['prior_miou']:.1f} @ {each['prior_threshold']:.2f}",
-                f"[bold]{each['miou']:.1f}[/] ({low:.1f}-{high:.1f})",
-                f"{each['fb_iou']:.1f}",
-                str(each["episodes"]),
-                each["episodes_sha"],
-            )
-        # Numbers are never cut short: a narrower terminal wraps the lines itself.
-        needed = Measurement.get(console, console.options.update(width=999), table)
-        console.width = max(console.width, needed.maximum)
-        console.print(table, end="\n\n")
+def _read(maps: dict[str, Array]) -> dict[str, Array]:
+    """The maps that are scored: a method may tell more, of any shape."""
+    names = (*metrics.MAPS, *metrics.OPTIONAL_MAPS)
+    return {name: maps[name] for name in names if name in maps}
 
 
 def _counted(
@@ -318,7 +181,7 @@ def _counted(
     Reading them here would wait for the device.
     """
     for batch, episode, prob, maps in answers:
-        maps = {name: maps[name] for name in MAPS}
+        maps = _read(maps)
         own_size = bool(batch.truths)
         yield batch, (prob, maps) if own_size else metrics.score(prob, maps, episode)
 
@@ -346,13 +209,3 @@ def _one_late(items: Iterable[Any]) -> Iterator[Any]:
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
-
-
-def _caption(facts: Mapping[str, Any]) -> str:
-    return (
-        f"{facts['dataset']} fold {facts['fold']}, protocol {facts['protocol']}, "
-        f"{facts['image_size']} px, {facts['ways']}-way; {facts['backbone']} "
-        f"(weights {facts['weights_digest']}); decoder {facts['weights']}, "
-        f"{facts['steps']} steps, {facts['samples']} samples, seed {facts['seed']}; "
-        "interval: 95 % bootstrap"
-    )

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from diffup_jax import checkpoint, evaluation, visualize
+from diffup_jax import checkpoint, evaluation, report, visualize
 from diffup_jax import settings as setup
 from diffup_jax.backbones import Backbone
 from diffup_jax.data import cues, episodes, pipeline, protocols, sources
@@ -87,11 +87,11 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
                 print(f"left out: {message}", flush=True)
             setting = _setting(settings, test, backbone, cue, decoder)
             names = {c: test.source.class_names[c] for c in test.classes}
-            rows.append(evaluation.row(result, setting, names=names))
+            rows.append(report.row(result, setting, names=names))
             shown = shown or (test, cue, result)
             # Each row is safe as soon as it is there.
-            evaluation.write_results(Path(output), rows)
-    evaluation.print_table(rows)
+            report.write_results(Path(output), rows)
+    report.print_table(rows)
     print(f"results: {output}")
     if settings.eval.gallery:
         path = folder / "gallery.html"
@@ -322,10 +322,10 @@ def _batches(settings: Settings, test: Test, places: Iterable[int], cue: str):
 
 def _setting(
     settings: Settings, test: Test, backbone: Backbone, cue: str, decoder: str
-) -> evaluation.Setting:
+) -> report.Setting:
     untrained = "random " if backbone.weights == "random" else ""
     free = settings.method == "prior"
-    return evaluation.Setting(
+    return report.Setting(
         dataset=test.source.name,
         fold=settings.data.fold,
         protocol=test.protocol.name,

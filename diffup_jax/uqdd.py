@@ -180,9 +180,7 @@ class UQDD(nn.Module):
                 static(levels[level])
                 for static, level in zip(self.static, STAGE_LEVELS, strict=True)
             )
-        return Condition(
-            stages, self.entry(levels[0]), self.prior(2 * mean - 1), alike
-        )
+        return Condition(stages, self.entry(levels[0]), self.prior(2 * mean - 1), alike)
 
     def denoise(
         self,

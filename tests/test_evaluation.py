@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax import evaluation, metrics
+from diffup_jax import evaluation, metrics, report
 from diffup_jax.data import frames
 from diffup_jax.data.batches import EvaluationBatch, Truth
-from diffup_jax.evaluation import Setting
+from diffup_jax.report import Setting
 from diffup_jax.types import DiffUpError, Episode
 
 NAMES = {0: "cat", 4: "dog", 8: "[bold]owl"}
@@ -82,6 +82,7 @@ def _predict(keys, episode):
         "prior_mean": mean,
         "prior_variance": mean * (1 - mean),
         "uncertainty": 0.1 * mean,
+        "spread": 0.2 * mean,
         "prior_of_one_level": mean[..., :4],
     }
     return mean, maps
@@ -116,7 +117,7 @@ def test_each_episode_has_its_own_key_and_a_second_pass_repeats_the_first():
             lambda key: jax.random.uniform(key, episode.query_mask.shape[1:])
         )
         prob = one(keys)
-        return prob, dict.fromkeys(evaluation.MAPS, prob)
+        return prob, dict.fromkeys(metrics.MAPS, prob)
 
     def run(key):
         batches = _batches(_episodes(4), 2)
@@ -157,7 +158,15 @@ def test_a_broken_predict_is_refused():
         prob, maps = _predict(key, episode)
         return prob, {"prior_mean": maps["prior_mean"]}
 
-    for predict, words in ((small, "of shape"), (silent, "'prior_variance'")):
+    def narrow(key, episode):
+        prob, maps = _predict(key, episode)
+        return prob, {**maps, "spread": maps["spread"][..., ::2]}
+
+    for predict, words in (
+        (small, "prob of shape"),
+        (silent, "'prior_variance'"),
+        (narrow, "spread of shape"),
+    ):
         with pytest.raises(DiffUpError, match=words):
             batches = _batches(_episodes(2), 2)
             next(evaluation.predictions(predict, jax.random.key(0), batches))
@@ -169,7 +178,7 @@ def test_queries_left_out_change_no_other_episode_and_are_told():
     some = _evaluate(episodes, 4, left_out=[1, 4, 5, 6, 7])  # the second batch: all
     assert some.places.tolist() == [0, 2, 3, 8] and some.empty == 5
     np.testing.assert_array_equal(some.ious, whole.ious[[0, 2, 3, 8]])
-    row = evaluation.row(some, SETTING, names=NAMES)
+    row = report.row(some, SETTING, names=NAMES)
     assert row["episodes"] == 4 and row["skipped"] == {"empty": 5, "damaged": 0}
     with pytest.raises(DiffUpError, match="0 episodes were scored, 9 empty"):
         _evaluate(episodes, 4, left_out=range(9))
@@ -211,10 +220,11 @@ def test_scoring_at_own_sizes(frame):
 
 def test_results_file(tmp_path):
     result = _evaluate(_episodes(7), 3)
-    row = evaluation.row(result, SETTING, names=NAMES)
+    row = report.row(result, SETTING, names=NAMES)
     assert list(row)[: len(KEYS)] == KEYS
+    assert tuple(row) == report.ROW_KEYS
     path = tmp_path / "deep" / "results.json"
-    evaluation.write_results(path, [row])
+    report.write_results(path, [row])
     first = path.read_bytes()
     assert json.loads(first) == {"rows": [row]}
     assert [each.name for each in path.parent.iterdir()] == ["results.json"]
@@ -224,17 +234,52 @@ def test_results_file(tmp_path):
     assert [each["episodes"] for each in row["per_class"]] == [4, 3, 0]
     assert [each["name"] for each in row["per_class"]] == list(NAMES.values())
     assert row["absent_classes"] == ["[bold]owl"]
+    # The error is where the spread, a multiple of the uncertainty, says it is.
+    assert row["auroc_spread"] == pytest.approx(row["auroc_uncertainty"], abs=0.02)
+    table = row["reliability"]
+    gaps = [b["share"] * abs(b["confidence"] - b["frequency"]) for b in table]
+    assert row["ece"] == pytest.approx(sum(gaps))
+    shown = sum(b["share"] for b in table[1:])
+    assert row["ece_foreground"] == pytest.approx(sum(gaps[1:]) / shown)
     # Running again writes the same bytes: no time, no machine in the file.
-    again = evaluation.row(_evaluate(_episodes(7), 3), SETTING, names=NAMES)
-    evaluation.write_results(path, [again])
+    again = report.row(_evaluate(_episodes(7), 3), SETTING, names=NAMES)
+    report.write_results(path, [again])
     assert path.read_bytes() == first
+
+
+def test_what_does_not_exist_is_null_and_a_dash(capsys):
+    """A method without samples, and bins of p without a pixel."""
+
+    def blank(keys, episode):
+        prob = jnp.zeros_like(episode.query_mask)
+        return prob, dict.fromkeys(metrics.MAPS, prob)
+
+    result = evaluation.evaluate(
+        blank,
+        jax.random.key(0),
+        _batches(_episodes(4), 2),
+        classes=(0, 4, 8),
+        episodes=4,
+        frame="square",
+        seed=0,
+        resamples=10,
+    )
+    row = report.row(result, SETTING, names=NAMES)
+    assert row["auroc_spread"] is row["ece_foreground"] is None
+    first, *others = row["reliability"]
+    assert first["share"] == 1 and first["frequency"] == row["ece"] > 0
+    assert others == [{"confidence": None, "frequency": None, "share": 0.0}] * 15
+    json.dumps(row, allow_nan=False)
+    report.print_table([row])
+    shown = capsys.readouterr().out
+    assert f"{row['ece']:.3f}" in shown and shown.split().count("-") >= 2
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "results.json"
-    evaluation.write_results(path, [{"miou": 1.0}])
+    report.write_results(path, [{"miou": 1.0}])
     with pytest.raises(ValueError):
-        evaluation.write_results(path, [{"miou": float("nan")}])
+        report.write_results(path, [{"miou": float("nan")}])
     assert json.loads(path.read_text()) == {"rows": [{"miou": 1.0}]}
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -248,8 +293,8 @@ def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
         SETTING._replace(cue="scribble+text", shots=5),
         SETTING._replace(fold=2),
     ]
-    rows = [evaluation.row(result, each, names=NAMES) for each in settings]
-    evaluation.print_table(rows)
+    rows = [report.row(result, each, names=NAMES) for each in settings]
+    report.print_table(rows)
     shown = capsys.readouterr().out
     words = " ".join(shown.split())
     for fact in ("coco fold 0", "coco fold 2", "hsnet", "384 px", "resnet50"):
@@ -260,6 +305,10 @@ def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
     assert words.count("protocol") == 2  # one table per setting
     low, high = rows[0]["miou_ci95"]
     assert shown.count(f"{rows[0]['miou']:.1f} ({low:.1f}-{high:.1f})") == 3
+    names = ("auroc_variance", "auroc_spread", "auroc_uncertainty")
+    sure = [f"{rows[0][name]:.3f}" for name in ("ece", "ece_foreground")]
+    sure += [f"{rows[0][name]:.2f}" for name in names]
+    assert words.count(" ".join(sure)) == 3
     assert "…" not in shown
 
 

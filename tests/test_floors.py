@@ -31,7 +31,7 @@ FLOORS = (
     {"methods"},
     {"settings", "runlog", "prior_cache"},
     {"evaluation", "checkpoint", "training_data"}
-    | {"training", "scoring", "visualize", "export"},
+    | {"training", "scoring", "report", "visualize", "export"},
     {"doors", "cli", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -40,7 +40,8 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SIDEWAYS = {
     "images": {"types"},
     "training": {"evaluation", "checkpoint", "training_data"},
-    "scoring": {"evaluation", "checkpoint", "visualize"},
+    "report": {"evaluation"},
+    "scoring": {"evaluation", "report", "checkpoint", "visualize"},
     "__main__": {"cli"},
 }
 

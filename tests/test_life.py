@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from diffup_jax import checkpoint, training
-from diffup_jax.evaluation import ROW_KEYS
+from diffup_jax.report import ROW_KEYS
 from tests import datasets, runs
 
 

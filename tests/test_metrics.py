@@ -26,6 +26,7 @@ def _batch(seed, *, b=4, n=1, classes=CLASSES[:3], ignored=0.2):
         "prior_mean": mean.astype(np.float32),
         "prior_variance": (random.random(shape) ** 6).astype(np.float32),
         "uncertainty": (0.3 * random.random(shape)).astype(np.float32),
+        "spread": (0.5 * random.random(shape) ** 3).astype(np.float32),
     }
     episode = Episode(
         query=np.zeros((b, *SIZE, 3), np.uint8),
@@ -155,8 +156,8 @@ def test_equals_an_independent_computation_to_the_last_digit(ways):
         class_id = np.stack(
             [random.choice(classes[:-1], ways, replace=False) for _ in range(batch)]
         ).astype(np.int32)
-        names = ("prior_mean", "prior_variance", "uncertainty")
-        maps = {name: random.random(shape, np.float32) for name in names}
+        maps = {name: random.random(shape, np.float32) for name in metrics.MAPS}
+        maps["spread"] = maps["uncertainty"] ** 2
         maps["prior_mean"][:, :, 0] = 0.5
         _, _, episode = _batch(0, b=batch, n=ways)
         episode = episode._replace(
@@ -297,6 +298,7 @@ def test_auroc_equals_counting_pairs():
     for name, measured in (
         ("prior_variance", scores.auroc_variance),
         ("uncertainty", scores.auroc_uncertainty),
+        ("spread", scores.auroc_spread),
     ):
         right, wrong = [], []
         for prob, maps, episode in batches:

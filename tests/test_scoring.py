@@ -15,7 +15,7 @@ from PIL import Image
 from diffup_jax import checkpoint, scoring, training
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, protocols
-from diffup_jax.evaluation import ROW_KEYS
+from diffup_jax.report import ROW_KEYS
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -198,8 +198,11 @@ def test_a_number_does_not_depend_on_the_batch_size(config, work, tmp_path):
     # Programs of two batch sizes round differently: a pixel at 0.5 may change sides.
     for name in ("miou", "fb_iou", "prior_miou", "auroc_uncertainty"):
         assert one[name] == pytest.approx(other[name], abs=0.05), name
+    for name in ("ece", "ece_foreground"):
+        assert one[name] == pytest.approx(other[name], abs=1e-3), name
     exact = set(ROW_KEYS) - {"miou", "miou_ci95", "fb_iou", "prior_miou", "per_class"}
-    exact -= {"auroc_variance", "auroc_uncertainty"}
+    exact -= {"auroc_variance", "auroc_uncertainty", "ece", "ece_foreground"}
+    exact -= {"reliability"}
     assert {name: one[name] for name in exact} == {name: other[name] for name in exact}
 
 
@@ -218,6 +221,7 @@ def test_the_training_free_method_needs_no_run(config, tmp_path):
     (row,) = scoring.score_run(config, workdir=None, output=output)
     assert row["weights"] == "none (training-free)" and row["steps"] == 0
     assert row["prior_miou"] > 0
+    assert row["auroc_spread"] is None and 0 < row["auroc_uncertainty"] < 1
     assert not (tmp_path / "gallery.html").exists()
 
 

@@ -16,7 +16,6 @@ def network(size="S", **switches):
     return UQDD(size, **{**ON, **switches})
 
 
-
 def inputs(b=2, seed=0):
     keys = jax.random.split(jax.random.key(seed), 9)
     facts = Facts(

@@ -1,7 +1,8 @@
 """F1: metrics as a small mergeable state: zero -> update -> merge -> compute.
 
 Pixels become whole numbers in counts.py, equation (1); here everything is addition, so
-splitting a run and merging the parts changes nothing.
+splitting a run and merging the parts changes nothing. Whether the method knows where it
+is wrong is answered in calibration.py, equations (5)-(7).
 
     (2) IoU(c)  = 100 sum_e I_1[e, c] / max(sum_e U_1[e, c], 1)    dataset IoU of c
     (3) mIoU    = mean over the fold's classes of IoU(c); one never met counts as 0
@@ -11,8 +12,7 @@ With several ways each way of an episode is one row e: binary IoU of its class, 
 where the class is absent from the query, then every pixel predicted as it is wrong.
 
 The mIoU of the prior at its best threshold is an optimistic baseline, for the threshold
-is chosen on the scored episodes themselves. The area under the ROC curve of "this pixel
-is wrong" is pooled over all valid pixels, ties (one bin) counted half.
+is chosen on the scored episodes themselves.
 """
 
 from __future__ import annotations
@@ -23,9 +23,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffup_jax.metrics.calibration import (
+    Reliability,
+    auroc,
+    calibration_error,
+    reliability,
+)
 from diffup_jax.metrics.counts import (
     ERROR_BINS,
+    MAPS,
+    OPTIONAL_MAPS,
     PRIOR_BINS,
+    PROBABILITY_LEVELS,
     Counts,
     score,
     score_on_host,
@@ -33,7 +42,10 @@ from diffup_jax.metrics.counts import (
 from diffup_jax.types import DiffUpError
 
 __all__ = [
+    "MAPS",
+    "OPTIONAL_MAPS",
     "Counts",
+    "Reliability",
     "Scores",
     "State",
     "bootstrap_interval",
@@ -50,8 +62,8 @@ __all__ = [
 class State(NamedTuple):
     """All that a run is reduced to; one row e per episode and way, sorted.
 
-    `classes` the fold's class indices, sorted; `prior` is summed by class, `variance`
-    and `uncertainty` over everything.
+    `classes` the fold's class indices, sorted; `prior` is summed by class, what follows
+    it over everything.
     """
 
     classes: Int[np.ndarray, " c"]
@@ -64,10 +76,20 @@ class State(NamedTuple):
     prior: Int[np.ndarray, "c 2 bins"]
     variance: Int[np.ndarray, "2 error_bins"]
     uncertainty: Int[np.ndarray, "2 error_bins"]
+    spread: Int[np.ndarray, "2 error_bins"]
+    probability: Int[np.ndarray, "2 levels"]
+
+
+# What only adds up; the fields before are one row each.
+_SUMS = ("prior", "variance", "uncertainty", "spread", "probability")
 
 
 class Scores(NamedTuple):
-    """The answers; IoU in percent, AUROC in [0, 1] or None when all pixels are alike.
+    """The answers; IoU in percent, AUROC and ECE in [0, 1].
+
+    An AUROC is None when all pixels are right or all wrong, that of the spread also
+    when there was none (a method without samples, or with one); ECE is None without a
+    pixel.
 
     `per_class` and `episodes` follow the fold's classes; `absent` lists the classes
     never met, which count as 0 in `miou`. `everything_foreground` is the mIoU of
@@ -84,6 +106,10 @@ class Scores(NamedTuple):
     everything_foreground: float
     auroc_variance: float | None
     auroc_uncertainty: float | None
+    auroc_spread: float | None
+    ece: float | None
+    ece_foreground: float | None
+    reliability: Reliability
 
 
 def zero(classes: Sequence[int]) -> State:
@@ -98,7 +124,11 @@ def zero(classes: Sequence[int]) -> State:
     pairs = np.zeros((0, 2), np.int64)
     prior = np.zeros((len(known), 2, PRIOR_BINS + 1), np.int64)
     error = np.zeros((2, ERROR_BINS), np.int64)
-    return State(known, none, none, none, pairs, pairs, none, prior, error, error)
+    claims = np.zeros((2, PROBABILITY_LEVELS + 1), np.int64)
+    return State(
+        *(known, none, none, none, pairs, pairs, none),
+        *(prior, error, error, error, claims),
+    )
 
 
 def update(
@@ -142,8 +172,7 @@ def update(
         union=counts.union.reshape(-1, 2),
         foreground=counts.prior[:, :, 1].sum(axis=-1).reshape(-1),
         prior=prior,
-        variance=counts.variance.sum(axis=0),
-        uncertainty=counts.uncertainty.sum(axis=0),
+        **{name: getattr(counts, name).sum(axis=0) for name in _SUMS[1:]},
     )
     return merge(state, batch)
 
@@ -175,14 +204,12 @@ def merge(first: State, second: State) -> State:
         first.classes,
         *(values[order] for values in joined),
         foreground[order],
-        first.prior + second.prior,
-        first.variance + second.variance,
-        first.uncertainty + second.uncertainty,
+        *(getattr(first, name) + getattr(second, name) for name in _SUMS),
     )
 
 
 def compute(state: State) -> Scores:
-    """All scores of equations (2)-(4), the prior's best threshold and the AUROCs.
+    """All scores of equations (2)-(7) and the prior's best threshold.
 
     Of equally good thresholds the lowest is reported.
     """
@@ -208,8 +235,13 @@ def compute(state: State) -> Scores:
         prior_miou=float(by_threshold[best]),
         prior_threshold=best / PRIOR_BINS,
         everything_foreground=float(everything.mean()),
-        auroc_variance=_auroc(state.variance),
-        auroc_uncertainty=_auroc(state.uncertainty),
+        auroc_variance=auroc(state.variance),
+        auroc_uncertainty=auroc(state.uncertainty),
+        # One sample has a spread of zero everywhere, which orders nothing.
+        auroc_spread=auroc(state.spread) if state.spread[:, 1:].any() else None,
+        ece=calibration_error(state.probability, first=0),
+        ece_foreground=calibration_error(state.probability, first=1),
+        reliability=reliability(state.probability),
     )
 
 
@@ -254,11 +286,3 @@ def episode_ious(state: State) -> Float[np.ndarray, " episodes"]:
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100.0 * part / np.maximum(whole, 1)
-
-
-def _auroc(histogram: Int[np.ndarray, "2 bins"]) -> float | None:
-    right, wrong = histogram.astype(np.float64)
-    if not right.sum() or not wrong.sum():
-        return None
-    below = np.cumsum(right) - right
-    return float(np.sum(wrong * (below + right / 2)) / (right.sum() * wrong.sum()))

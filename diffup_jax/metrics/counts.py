@@ -14,9 +14,10 @@ an episode of any size, for protocols that score at the query's own. Both give t
 same integers for the same numbers.
 
 The prior mean is kept as a histogram of truth over 256 bins. 256 v is exact in binary
-floating point, so "prior >= k/256" is counted exactly for k = 0..255. Variance and
-uncertainty are kept as histograms of error over logarithmic bins (32 to the octave,
-from 2^-20 to 1).
+floating point, so "prior >= k/256" is counted exactly for k = 0..255. The probability
+is kept as a histogram of truth over the nearest of 0/256 .. 256/256. Variance,
+uncertainty and spread are kept as histograms of error over logarithmic bins (32 to the
+octave, from 2^-20 to 1).
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffup_jax.types import Episode
 
-# What a method tells besides its answer, in the order it is read here.
-_MAPS = ("prior_mean", "prior_variance", "uncertainty")
+# What every method tells besides its answer, and what only some do: a method that
+# draws no samples has no spread. A histogram of what was not told stays empty.
+MAPS = ("prior_mean", "prior_variance", "uncertainty")
+OPTIONAL_MAPS = ("spread",)
 
 PRIOR_BINS = 256
+PROBABILITY_LEVELS = 256
 # A float32's leading bits are its exponent and 5 bits of mantissa: shifting the other
 # 18 away gives 32 bins to the octave, monotone and without a logarithm's rounding.
 _ERROR_SHIFT, _ERROR_OCTAVES = 18, 20
@@ -46,7 +50,8 @@ class Counts(NamedTuple):
     """What `score` answers for a batch; the axis of size 2 is the b of equation (1).
 
     `prior` counts pixels by (truth, bin): bin 0 holds those that another way's prior
-    wins, bin 1 + j values in [j/256, (j+1)/256). The other two count by (wrong, bin).
+    wins, bin 1 + j values in [j/256, (j+1)/256). The others are over all ways:
+    `probability` counts by (truth, 256 p), the rest by (wrong, bin).
     """
 
     intersection: Int[Any, "b n 2"]
@@ -54,6 +59,8 @@ class Counts(NamedTuple):
     prior: Int[Any, "b n 2 bins"]
     variance: Int[Any, "b 2 error_bins"]
     uncertainty: Int[Any, "b 2 error_bins"]
+    spread: Int[Any, "b 2 error_bins"]
+    probability: Int[Any, "b 2 levels"]
     finite: Bool[Any, " b"]
 
 
@@ -63,13 +70,13 @@ def score(
     maps: Mapping[str, Float[Array, "b n h w"]],
     episode: Episode,
 ) -> Counts:
-    """Counts of a batch. `maps` needs prior_mean, prior_variance and uncertainty.
+    """Counts of a batch. `maps` needs MAPS and may hold OPTIONAL_MAPS.
 
     `prob` and the maps are at the query's size, `prob` and the prior mean in [0, 1].
     An episode with a NaN or an infinity in any of them answers `finite` False.
     """
     prob = prob.astype(jnp.float32)
-    mean, variance, uncertainty = (maps[name].astype(jnp.float32) for name in _MAPS)
+    mean, *errors = (maps[name].astype(jnp.float32) for name in _told(maps))
     truth = episode.query_mask > 0.5
     valid = jnp.broadcast_to(episode.query_valid[:, None], truth.shape)
     pred = _wins(prob) & (prob > 0.5)
@@ -84,11 +91,14 @@ def score(
     wrong = pred != truth
     by_error = [
         _histogram(_log_bin(values), wrong, valid, ERROR_BINS).sum(axis=1)
-        for values in (variance, uncertainty)
+        for values in errors
     ]
+    # 256 p is exact, and so the sum is rounded alike here and on the host.
+    claim = jnp.clip(jnp.floor(prob * PROBABILITY_LEVELS + 0.5), 0, PROBABILITY_LEVELS)
+    claims = _histogram(claim.astype(jnp.int32), truth, valid, PROBABILITY_LEVELS + 1)
     finite = [
         jnp.all(jnp.isfinite(values), axis=(1, 2, 3))
-        for values in (prob, mean, variance, uncertainty)
+        for values in (prob, mean, *errors)
     ]
     return Counts(
         intersection=jnp.stack(intersection, axis=-1),
@@ -96,6 +106,8 @@ def score(
         prior=_histogram(level, truth, valid, PRIOR_BINS + 1),
         variance=by_error[0],
         uncertainty=by_error[1],
+        spread=by_error[2] if len(by_error) > 2 else jnp.zeros_like(by_error[0]),
+        probability=claims.sum(axis=1),
         finite=jnp.all(jnp.stack(finite), axis=0),
     )
 
@@ -107,7 +119,7 @@ def score_on_host(
     valid: Bool[np.ndarray, "h w"],
 ) -> Counts:
     """`score` of one episode at any size, as a batch of one."""
-    values = [prob, *(maps[name] for name in _MAPS)]
+    values = [prob, *(maps[name] for name in _told(maps))]
     prob, mean, *errors = (np.asarray(value, np.float32) for value in values)
     finite = all(np.isfinite(value).all() for value in (prob, mean, *errors))
     # A spoilt episode is refused by its number later; here it must only not warn.
@@ -125,14 +137,24 @@ def score_on_host(
         place = np.clip(bits - _ERROR_FIRST, 0, ERROR_BINS - 1)
         counted = _host_histogram(place, pred != masks, valid, ERROR_BINS)
         by_error.append(counted.sum(axis=0)[None])
+    claim = np.clip(np.floor(prob * PROBABILITY_LEVELS + 0.5), 0, PROBABILITY_LEVELS)
+    claims = _host_histogram(
+        claim.astype(np.int64), masks, valid, PROBABILITY_LEVELS + 1
+    )
     return Counts(
         intersection=np.stack(both, axis=-1)[None],
         union=np.stack(either, axis=-1)[None],
         prior=_host_histogram(level, masks, valid, PRIOR_BINS + 1)[None],
         variance=by_error[0],
         uncertainty=by_error[1],
+        spread=by_error[2] if len(by_error) > 2 else np.zeros_like(by_error[0]),
+        probability=claims.sum(axis=0)[None],
         finite=np.array([finite]),
     )
+
+
+def _told(maps: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*MAPS, *(name for name in OPTIONAL_MAPS if name in maps))
 
 
 def _wins(values: Float[Array, "b n h w"]) -> Bool[Array, "b n h w"]:

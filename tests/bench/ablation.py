@@ -155,9 +155,7 @@ def _scored(options, settings, decoder: Path) -> dict[str, Any]:
         other = type(settings.backbone)(name=network, weights=weights)
         settings = type(settings)(**{**vars(settings), "backbone": other})
         method = setup.make_method(settings, setup.make_backbone(settings))
-    tested = trials.test_cache(
-        settings, place, method, cue=options.cue, folder=folder
-    )
+    tested = trials.test_cache(settings, place, method, cue=options.cue, folder=folder)
     found = trials.scored(settings, place, method, params, tested)
     scores = found.scores
     return {
@@ -168,6 +166,9 @@ def _scored(options, settings, decoder: Path) -> dict[str, Any]:
         "everything": scores.everything_foreground,
         "auroc_variance": scores.auroc_variance,
         "auroc_uncertainty": scores.auroc_uncertainty,
+        "auroc_spread": scores.auroc_spread,
+        "ece": scores.ece,
+        "ece_foreground": scores.ece_foreground,
         "sha": place.sha,
         "classes": {
             place.test.class_names[c]: float(iou)

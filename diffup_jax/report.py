@@ -1,0 +1,223 @@
+"""F5: the report of an evaluation.
+
+    Evaluation and its setting --row--> results.json and the printed tables
+
+The results file holds what was measured and under which setting, and no time, so that
+running the same evaluation twice writes the same bytes. Keys of a row, in this order:
+
+    dataset .. samples          the setting, see `Setting`
+    miou, miou_ci95, fb_iou     percent; the interval is a 95 % bootstrap
+    prior_miou, prior_threshold the prior mean alone at its best threshold
+    per_class                   class_id, name, iou, episodes
+    everything_foreground       mIoU of predicting foreground everywhere
+    auroc_*                     of error, by the prior's variance, by the uncertainty
+                                sqrt(p (1 - p)) and by the spread over samples; null
+                                where it does not exist, as without samples
+    ece, ece_foreground         expected calibration error of the probability, over all
+                                pixels and where p >= 1/16 (metrics/calibration.py)
+    reliability                 for each of 16 equal bins of p: confidence (mean p),
+                                frequency (share of foreground), share of all pixels
+    absent_classes, skipped     classes without an episode; episodes left out
+    weights                     of the decoder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from diffup_jax.evaluation import Evaluation
+from diffup_jax.metrics import Reliability
+
+# The keys of a row of the results file, in their order.
+ROW_KEYS = (
+    *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
+    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
+    *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
+    *("everything_foreground", "auroc_variance", "auroc_uncertainty", "auroc_spread"),
+    *("ece", "ece_foreground", "reliability"),
+    *("absent_classes", "skipped", "weights"),
+)
+
+
+class Setting(NamedTuple):
+    """Under what a number was measured; without all of it a number says nothing.
+
+    `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
+    list, `steps` and `samples` the sampler, `weights` the decoder (its checkpoint).
+    """
+
+    dataset: str
+    fold: int
+    protocol: str
+    image_size: int
+    backbone: str
+    weights_digest: str
+    cue: str
+    shots: int
+    ways: int
+    episodes_sha: str
+    seed: int
+    steps: int
+    samples: int
+    weights: str
+
+
+def row(
+    result: Evaluation, setting: Setting, *, names: Mapping[int, str]
+) -> dict[str, Any]:
+    """One row of the results file: the setting, the scores, and every class by name.
+
+    `names`: class index -> name, for every class of the fold. IoU in percent, null
+    where a score does not exist.
+    """
+    scores = result.scores
+    per_class = [
+        {
+            "class_id": int(class_id),
+            "name": names[int(class_id)],
+            "iou": float(iou),
+            "episodes": int(episodes),
+        }
+        for class_id, iou, episodes in zip(
+            result.state.classes, scores.per_class, scores.episodes, strict=True
+        )
+    ]
+    facts = {
+        **setting._asdict(),
+        "episodes": len(result.ious),
+        "miou": scores.miou,
+        "miou_ci95": list(result.interval),
+        "fb_iou": scores.fb_iou,
+        "prior_miou": scores.prior_miou,
+        "prior_threshold": scores.prior_threshold,
+        "per_class": per_class,
+        "everything_foreground": scores.everything_foreground,
+        "auroc_variance": scores.auroc_variance,
+        "auroc_uncertainty": scores.auroc_uncertainty,
+        "auroc_spread": scores.auroc_spread,
+        "ece": scores.ece,
+        "ece_foreground": scores.ece_foreground,
+        "reliability": _reliability(scores.reliability),
+        "absent_classes": [names[class_id] for class_id in scores.absent],
+        "skipped": {"empty": result.empty, "damaged": len(result.damaged)},
+    }
+    return {name: facts[name] for name in ROW_KEYS}
+
+
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write {"rows": [...]} as JSON, whole or not at all; the folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"rows": list(rows)}, indent=2, allow_nan=False)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print two tables per setting, cue by shots: the masks, and how sure they are.
+
+    Rows measured under different settings never share a table; the setting is the
+    caption of its first one. "prior" is the prior mean alone at the threshold that
+    suits these very episodes best.
+    """
+    console = Console()
+    varying = ("cue", "shots", "episodes", "episodes_sha")
+    shared = [name for name in Setting._fields if name not in varying]
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for each in rows:
+        groups.setdefault(tuple(each[name] for name in shared), []).append(each)
+    for setting, members in groups.items():
+        facts = dict(zip(shared, setting, strict=True))
+        _print(console, _MASKS, members, caption=_caption(facts, members))
+        _print(console, _SURENESS, members, caption=_SURENESS_CAPTION)
+
+
+def _masks(each: Mapping[str, Any]) -> list[str]:
+    low, high = each["miou_ci95"]
+    return [
+        f"{each['prior_miou']:.1f} @ {each['prior_threshold']:.2f}",
+        f"[bold]{each['miou']:.1f}[/] ({low:.1f}-{high:.1f})",
+        f"{each['fb_iou']:.1f}",
+        str(each["episodes"]),
+        each["episodes_sha"],
+    ]
+
+
+def _sureness(each: Mapping[str, Any]) -> list[str]:
+    names = ("ece", "ece_foreground")
+    ece = ["-" if each[name] is None else f"{each[name]:.3f}" for name in names]
+    names = ("auroc_variance", "auroc_spread", "auroc_uncertainty")
+    return ece + ["-" if each[name] is None else f"{each[name]:.2f}" for name in names]
+
+
+# Headings after cue and shots, and how a row fills them.
+_MASKS = ("prior", "mIoU", "FB-IoU", "episodes", "list"), _masks
+_SURENESS = ("ECE", "ECE fg", "σ²", "spread", "√(p(1-p))"), _sureness
+_SURENESS_CAPTION = (
+    "ECE of the probability p over all pixels and (fg) where p >= 1/16; then the AUROC "
+    "of error of each map, - where there is none"
+)
+
+
+def _print(console: Console, kind, members, *, caption: str) -> None:
+    headings, cells = kind
+    table = Table(
+        caption=escape(caption),
+        caption_justify="left",
+        box=None,
+        header_style="bold underline",
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("cue", "shots", *headings):
+        right = name not in ("cue", "list")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for each in members:
+        table.add_row(escape(each["cue"]), str(each["shots"]), *cells(each))
+    # Numbers are never cut short: a narrower terminal wraps the lines itself.
+    needed = Measurement.get(console, console.options.update(width=999), table)
+    console.width = max(console.width, needed.maximum)
+    console.print(table, end="\n\n")
+
+
+def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> str:
+    setting = (
+        f"{facts['dataset']} fold {facts['fold']}, protocol {facts['protocol']}, "
+        f"{facts['image_size']} px, {facts['ways']}-way; {facts['backbone']} "
+        f"(weights {facts['weights_digest']}); decoder {facts['weights']}, "
+        f"{facts['steps']} steps, {facts['samples']} samples, seed {facts['seed']}; "
+        "interval: 95 % bootstrap"
+    )
+    lines = [setting]
+    absent = sorted({name for each in members for name in each["absent_classes"]})
+    if absent:
+        lines.append(f"classes without an episode count as 0: {', '.join(absent)}")
+    for name, why in (("empty", "empty queries"), ("damaged", "damaged episodes")):
+        most = max(each["skipped"][name] for each in members)
+        if most:
+            lines.append(f"{why} left out: {most}")
+    return "\n".join(lines)
+
+
+def _reliability(table: Reliability) -> list[dict[str, float | None]]:
+    """One entry per bin; what an empty bin does not have is null."""
+    return [
+        {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(table._fields, row, strict=True)
+        }
+        for row in zip(*table, strict=True)
+    ]
