@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from diffup_jax import uapf
 
 
-def fuse(maps, valid, reliability, floor=0.01, share=None):
+def fuse(maps, valid, reliability, floor=0.01, share=None, within=None):
     share = np.ones(np.shape(valid)) if share is None else share
     return uapf.fuse(
         jnp.asarray(maps, jnp.float32),
         jnp.asarray(valid),
+        within=within,
         reliability=jnp.asarray(reliability, jnp.float32),
         share=jnp.asarray(share, jnp.float32),
         temperature=0.1,
