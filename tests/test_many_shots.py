@@ -35,11 +35,14 @@ def episode(k, *, side=4, channels=8, seed=0):
         features[1 + i, y : y + 2, x : x + 2, :2] += 3
     features[0, 1:3, 1:3, :2] += 3
     shots = (features[1:], fg, 1 - fg, np.ones(k, bool))
-    return jnp.asarray(features[:1]), *(jnp.asarray(x)[None, None] for x in shots)
+    return features[:1], *(x[None, None] for x in shots)
+
+
+ALL = np.ones((1, 1, len(baft.OPERATORS)), bool)
 
 
 @functools.partial(jax.jit, static_argnames="pooled")
-def answer(case, keep=None, *, pooled):
+def _answer(case, keep, *, pooled):
     """Reliability [o k], and the fused mean and variance [p q]."""
     query, support, fg, bg, valid = case
     text_valid = jnp.zeros((1, 1), bool)
@@ -67,8 +70,12 @@ def answer(case, keep=None, *, pooled):
     return priors.reliability[0, 0, 0], fused.mean[0, 0], fused.variance[0, 0]
 
 
+def answer(case, *, pooled, keep=ALL):
+    return _answer(case, keep, pooled=pooled)
+
+
 def shots_of(case, order):
-    return case[0], *(x[:, :, np.asarray(order)] for x in case[1:])
+    return case[0], *(x[:, :, order] for x in case[1:])
 
 
 def same(got, expected, which=None):
@@ -82,13 +89,13 @@ def same(got, expected, which=None):
 @pytest.mark.parametrize("k", [1, 2, 5, 50])
 def test_streamed_is_held(k):
     case = episode(k)
-    streamed, held = (answer(case, pooled=pooled) for pooled in (True, False))
+    streamed, held = (answer(case, pooled=x) for x in (True, False))
     same(streamed, held, np.arange(k))
     spread = np.asarray(held[2])
-    assert (spread.max() > 0.01) == (k > 0) and spread.max() < uapf.MAX_VARIANCE
+    assert 0.01 < spread.max() < uapf.MAX_VARIANCE
     # Operators that training or a sample leaves out.
-    keep = jnp.asarray([[[True, False, False, True]]])
-    streamed, held = (answer(case, keep, pooled=pooled) for pooled in (True, False))
+    keep = np.array([[[True, False, False, True]]])
+    streamed, held = (answer(case, keep=keep, pooled=x) for x in (True, False))
     same(streamed, held, np.arange(k))
 
 
@@ -102,10 +109,11 @@ def test_laws_of_shots(k):
     # Of k shots the last half are padding; whatever they hold.
     query, support, fg, bg, valid = case
     known = k // 2
-    valid = valid.at[:, :, known:].set(False)
+    valid = valid & (np.arange(k) < known)
     padded = answer((query, support, fg, bg, valid), pooled=True)
-    rubbish = (support.at[:, :, known:].set(7.0), fg.at[:, :, known:].set(0.3))
-    same(answer((query, *rubbish, bg, valid), pooled=True), padded)
+    support, fg = support.copy(), fg.copy()
+    support[:, :, known:], fg[:, :, known:] = 7.0, 0.3
+    same(answer((query, support, fg, bg, valid), pooled=True), padded, np.arange(k))
     assert not padded[0][:, known:].any()
 
 
@@ -116,18 +124,19 @@ def test_fifty_shots_that_are_two():
     copies = np.array([0] * 30 + [1] * 20)
     same(answer(shots_of(few, copies), pooled=True), expected, copies)
     *padded, valid = shots_of(few, copies)
-    valid = valid.at[:, :, :29].set(False).at[:, :, 31:].set(False)
+    valid = valid & np.isin(np.arange(50), (29, 30))
     same(answer((*padded, valid), pooled=True), expected)
 
 
 def test_memory_does_not_grow_with_the_shots():
-    """Beside features and cues: what XLA counts, of 10 shots and of 50."""
+    """Beside features and cues as they come: what XLA counts, of 10 shots and of 50."""
 
     def temporary(k):
-        shapes = jax.eval_shape(lambda: episode(k, side=16, channels=32))
-        program = answer.lower(shapes, pooled=True).compile()
+        case = episode(k, side=16, channels=32)
+        program = _answer.lower(case, ALL, pooled=True).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     ten, fifty = temporary(10), temporary(50)
-    features = 4 * 16 * 16 * 32
-    assert fifty - ten < 40 * features / 4
+    features = 4 * 16 * 16 * 32  # bytes of one shot
+    # What grows is the cues at the level's grid: 2 numbers a cell beside 32 channels.
+    assert fifty - ten < 40 * features / 8, (ten, fifty)
