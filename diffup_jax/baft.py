@@ -25,29 +25,18 @@ without it (2) and (3) tell cells apart, while (1), a difference, is worse for i
 (2) and (3) never hold the matrix of positions against positions: keys are streamed, see
 attention.py. Shots are streamed too, a few at a time.
 
-Reliability of a prior is how well the same level, operator and shot predict a cue that
-is known:
+How reliable each visual prior is, and which shots are repeats, says evidence.py; text:
 
-    (6) k >= 2: r = mean over the other shots j of agreement(prior on s_j, cue of j)
-    (7) k = 1:  r = agreement(contrast of the support on itself, its cue), all operators
-    (8) agreement(P, w) = mean of P where w+ less mean of P where w- (unknown
-        background: where not w+)
-    (9) text:   r = mean r of the valid visual priors; without any, 0 (uniform)
+    (6) r = mean r of the valid visual priors, each by its share; without any, 0
 
-Repeated evidence counts once. Shots with the same features and the same cue on every
-level (what BAFT sees of them) are one group of g shots; each has the share 1 / g in
-fusion, in the means of (6) and (10), and no shot is an "other" of its own group: else a
-copy would vouch for itself. So [A, A, B] gives what [A, B] gives.
+Many shots need not be held as many maps. With weights w over the shots of a level and
+operator, sum_k w_k = 1 (uapf.py has them), what fusion asks of their maps P_k is
 
-Min-max scaling forgets how much of an image the class covers; the cue knows:
-
-   (10) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
-        cue says of most pixels what they are (mask, box); (0, 0) without such a shot
-   (11) layout = mean of w+ over the same shots, at the prior grid
+    (7) mean = sum_k w_k P_k,  spread = sum_k w_k P_k^2 - mean^2
 
 The decoder also gets the query's own structure, as a matrix over positions:
 
-   (12) similarity(q, q') = mean of <q*, q'*> over the levels, on one grid
+    (8) similarity(q, q') = mean of <q*, q'*> over the levels, on one grid
 
 That cues and multi-scale features become class- and backbone-agnostic priors is
 DiffUp's (arXiv 2407.16182), assembly and propagation follow the same group's PGMA-Net,
@@ -57,44 +46,46 @@ the equations are this project's. The functions take arrays; no backbone is impo
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from diffup_jax import attention, images
+from diffup_jax import attention, evidence, images
+from diffup_jax.evidence import EMPTY
 
 OPERATORS = ("contrast", "assembly", "propagated contrast", "propagated assembly")
 TEXT_OPERATORS = ("text", "propagated text")
 
-# Weights below this count as "no pixel of the cue in this cell".
-_EMPTY = 1e-6
-# Shots are the same when |a - b|^2 <= this (|a|^2 + |b|^2), features and cues alike:
-# far above the rounding of any backbone, far below two photographs or two strokes.
-_SAME = 1e-4
 # Scores of shots that are computed side by side: 16 MB.
 _SCORES = 1 << 22
+# Shots whose maps are held at once where they are not all kept.
+_BLOCK = 10
 # Least length, relative to the feature, that `centred` takes for more than noise. Of
 # real features 1 % were below 0.75.
 _LEFT = 0.5
 # Singular values below this share of the first are rounding, not position.
 _RANK = 1e-5
 
-_Cue = Bool[Array, "b n k h w"] | Float[Array, "b n k h w"]
+# (valid, reliability, share), each [o k], -> weights [o k] of the shots.
+_Pool = Callable[..., Float[Array, "o k"]]
 
 
 class Priors(NamedTuple):
     """What BAFT makes of an episode.
 
-    maps [b n l o k p q] in [0, 1]; valid [b n l o k]; reliability [b n l o k] in
-    [-1, 1]; share [b n k] in (0, 1], 1 / g above. The same of text, t of
-    TEXT_OPERATORS or 0 without a text tower: text_maps [b n t p q], text_valid [b n t],
-    text_reliability [b n t].
+    maps [b n l o g p q] in [0, 1], g = k, or 1 of pooled shots: equation (7)'s mean,
+    with its spread [b n l o 1 p q] (None of shots that were not pooled). Of every shot,
+    pooled or not: valid [b n l o k]; reliability [b n l o k] in [-1, 1]; share [b n k]
+    in (0, 1], see evidence.py. The same of text, t of TEXT_OPERATORS or 0 without a
+    text tower: text_maps [b n t p q], text_valid [b n t], text_reliability [b n t].
     """
 
-    maps: Float[Array, "b n l o k p q"]
+    maps: Float[Array, "b n l o g p q"]
+    spread: Float[Array, "b n l o 1 p q"] | None
     valid: Bool[Array, "b n l o k"]
     reliability: Float[Array, "b n l o k"]
     share: Float[Array, "b n k"]
@@ -107,16 +98,18 @@ def make_priors(
     query: tuple[Float[Array, "b ..."], ...],
     support: tuple[Float[Array, "b n k ..."], ...],
     *,
-    cue_fg: _Cue,
-    cue_bg: _Cue,
+    cue_fg: evidence.Cue,
+    cue_bg: evidence.Cue,
     shot_valid: Bool[Array, "b n k"],
     text: Float[Array, "b n u v"] | None,
     text_valid: Bool[Array, "b n"],
     temperature: float,
     grid: tuple[int, int],
+    pool: _Pool | None,
 ) -> Priors:
-    """All priors of an episode, equations (1)-(9). No matrix over positions of two
-    images is held; what is (features, their unit form, maps) grows with k.
+    """All priors of an episode, equations (1)-(7). No matrix over positions of two
+    images is held. With `pool`, no map per shot either: beside the features nothing
+    grows with k but the cues at the levels' grids.
 
     Args:
       query: per level, features [b p_l q_l c_l].
@@ -129,22 +122,32 @@ def make_priors(
       text_valid: False marks episodes without a text cue.
       temperature: tau.
       grid: size of the prior maps.
+      pool: pool(valid, reliability, share=...), each [o k], gives w of equation (7);
+        None keeps the maps of all shots.
     """
     valid = shot_valid & (cue_fg.max(axis=(-2, -1)) > 0)
     cues = [
-        tuple(images.area_average(w, s.shape[3:5]) for w in (cue_fg, cue_bg))
-        for s in support
+        tuple(_coarse(w, s.shape[3:5]) for w in (cue_fg, cue_bg)) for s in support
     ]
-    same, share = _repeats(support, cues, valid)
+    same, share = evidence.repeats(support, cues, valid=valid)
     levels = [
-        _level(q, s, *w, valid, same, share, temperature, grid)
+        _level(
+            q,
+            (s, *w),
+            valid,
+            same,
+            share,
+            temperature=temperature,
+            grid=grid,
+            pool=pool,
+        )
         for q, s, w in zip(query, support, cues, strict=True)
     ]
-    maps = jnp.stack([maps for maps, _ in levels], axis=2)
-    reliability = jnp.stack([score for _, score in levels], axis=2)
+    maps, spread, reliability = jax.tree.map(lambda *x: jnp.stack(x, axis=2), *levels)
     valid = jnp.broadcast_to(valid[:, :, None, None], reliability.shape)
     reliability = jnp.where(valid, reliability, 0.0)
-    maps = jnp.where(valid[..., None, None], maps, 0.0)
+    if pool is None:
+        maps = jnp.where(valid[..., None, None], maps, 0.0)
 
     text_maps = jnp.zeros((*text_valid.shape, 0, *grid))
     if text is not None:
@@ -153,9 +156,10 @@ def make_priors(
     kinds = (*text_valid.shape, text_maps.shape[2])
     counted = valid * share[:, :, None, None]
     mean = (reliability * counted).sum(axis=(2, 3, 4))
-    mean = mean / jnp.maximum(counted.sum(axis=(2, 3, 4)), _EMPTY)
+    mean = mean / jnp.maximum(counted.sum(axis=(2, 3, 4)), EMPTY)
     return Priors(
         maps=maps,
+        spread=spread,
         valid=valid,
         reliability=reliability,
         share=share,
@@ -190,7 +194,7 @@ def assembly(
         _flat(query),
         _flat(support),
         foreground.reshape(-1, 1),
-        (foreground + background > _EMPTY).reshape(-1),
+        (foreground + background > EMPTY).reshape(-1),
         temperature=temperature,
     )
     return assembled.reshape(query.shape[:2])
@@ -254,7 +258,7 @@ def position_basis(
     flat = flat - flat.mean(axis=0, keepdims=True)
     _, strength, directions = jnp.linalg.svd(flat, full_matrices=False)
     count = min(components, len(flat) - 1, flat.shape[1] - 1)
-    real = strength[:count] > jnp.maximum(strength[0] * _RANK, _EMPTY)
+    real = strength[:count] > jnp.maximum(strength[0] * _RANK, EMPTY)
     return directions[:count].T * real[None]
 
 
@@ -266,62 +270,10 @@ def without_position(
     return features - (features @ basis) @ basis.T
 
 
-def agreement(
-    maps: Float[Array, "*b p q"],
-    foreground: Float[Array, "*b p q"],
-    background: Float[Array, "*b p q"],
-) -> Float[Array, "*b"]:
-    """Equation (8), in [-1, 1]; 0 where the cue has no foreground."""
-    unknown = (background.max(axis=(-2, -1), keepdims=True)) < _EMPTY
-    background = jnp.where(unknown, 1 - foreground, background)
-
-    def mean(weights):
-        total = weights.sum(axis=(-2, -1))
-        return (maps * weights).sum(axis=(-2, -1)) / jnp.maximum(total, _EMPTY)
-
-    some = foreground.max(axis=(-2, -1)) > 0
-    return jnp.where(some, mean(foreground) - mean(background), 0.0)
-
-
-def extent(
-    cue_fg: _Cue,
-    cue_bg: _Cue,
-    shot_valid: Bool[Array, "b n k"],
-    *,
-    share: Float[Array, "b n k"],
-) -> Float[Array, "b n 2"]:
-    """Equation (10): how large the class is in the supports, and whether it is known.
-
-    The first number runs from about -3.9 (one pixel) to 3 (the whole image).
-    """
-    covered = cue_fg.mean(axis=(-2, -1))
-    counted = _told(cue_fg, cue_bg, shot_valid) * share
-    shots = counted.sum(axis=2)
-    known = shots > 0
-    mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
-    size = jnp.where(known, jnp.log(mean + 1e-3) + 3, 0.0)
-    return jnp.stack([size, known.astype(size.dtype)], axis=-1)
-
-
-def layout(
-    cue_fg: _Cue,
-    cue_bg: _Cue,
-    shot_valid: Bool[Array, "b n k"],
-    *,
-    share: Float[Array, "b n k"],
-    grid: tuple[int, int],
-) -> Float[Array, "b n p q"]:
-    """Equation (11): where the class lies in the supports; zero where none tells."""
-    counted = _told(cue_fg, cue_bg, shot_valid) * share
-    shots = jnp.maximum(counted.sum(axis=2), _EMPTY)[:, :, None, None]
-    covered = images.area_average(cue_fg, grid)
-    return (covered * counted[..., None, None]).sum(axis=2) / shots
-
-
 def similarity(
     levels: tuple[Float[Array, "b _ _ _"], ...], *, grid: tuple[int, int]
 ) -> Float[Array, "b pq pq"]:
-    """Equation (12): how alike any two cells of an image are, in [-1, 1].
+    """Equation (8): how alike any two cells of an image are, in [-1, 1].
 
     Its shape depends on the grid only, not on the backbone that made the features. It
     stays a matrix because the decoder applies it at every step, on a small grid.
@@ -337,97 +289,125 @@ def similarity(
     )
 
 
-def _level(query, support, fg, bg, valid, same, share, temperature, grid):
-    """maps [b n o k p q] at the grid and reliability [b n o k] of one level."""
-    shots = support.shape[2]
-    if shots == 0:
-        b, n = support.shape[:2]
-        return (
-            jnp.zeros((b, n, len(OPERATORS), 0, *grid)),
-            jnp.zeros((b, n, len(OPERATORS), 0)),
+def _level(query, shots, valid, same, share, *, temperature, grid, pool):
+    """Maps [b n o g p q] at the grid, their spread, and reliability [b n o k].
+
+    shots: features [b n k p q c] of one level, w+ and w- [b n k p q].
+    """
+    count = shots[0].shape[2]
+    if count == 0:
+        none = (*valid.shape[:2], len(OPERATORS), 0)
+        return jnp.zeros((*none, *grid)), None, jnp.zeros(none)
+
+    def episode(query, shots, valid, same, share):
+        reliability = _reliability(query, shots, valid, same, share, temperature)
+        if pool is None:
+            maps = _onto(query, shots, jnp.arange(count), temperature)
+            return images.resize_maps(maps, grid), None, reliability
+        known, part = (jnp.broadcast_to(x, reliability.shape) for x in (valid, share))
+        weights = pool(known, reliability, share=part)
+        return (*_pooled(query, shots, weights, temperature, grid), reliability)
+
+    over_ways = jax.vmap(episode, (None, 0, 0, 0, 0))
+    return jax.vmap(over_ways)(query, shots, valid, same, share)
+
+
+def _onto(target, shots, which, temperature):
+    """Maps [o i p q], scaled, of one image by the shots `which` [i] of shots [k ...].
+
+    Shots are read from where they lie: neither the scan nor `vmap` copies the others.
+    """
+    unit, own = images.unit(target), centred(target, target)
+
+    def shot(i):
+        features, *cue = (x[i] for x in shots)
+        assembled = assembly(
+            own, centred(features, target), *cue, temperature=temperature
         )
+        return jnp.stack([contrast(unit, images.unit(features), *cue), assembled])
 
-    def onto(target, support, fg, bg):
-        """Maps [o k p q], scaled, of one image and shots [k ...]."""
-        unit, own = images.unit(target), centred(target, target)
-
-        def shot(args):
-            features, *cue = args
-            assembled = assembly(
-                own, centred(features, target), *cue, temperature=temperature
-            )
-            return jnp.stack([contrast(unit, images.unit(features), *cue), assembled])
-
-        side = _side_by_side(target, support)
-        base = jax.lax.map(shot, (support, fg, bg), batch_size=min(side, shots))
-        flat = base.reshape(-1, *base.shape[2:])
-        spread = propagate(own, flat, temperature=temperature).reshape(base.shape)
-        maps = jnp.concatenate([base, spread], axis=1)
-        return images.min_max(jnp.swapaxes(maps, 0, 1))
-
-    def episode(query, support, fg, bg, *counted):
-        return (
-            onto(query, support, fg, bg),
-            _reliability(onto, support, fg, bg, *counted),
-        )
-
-    over_ways = jax.vmap(episode, (None, *[0] * 6))
-    maps, reliability = jax.vmap(over_ways)(query, support, fg, bg, valid, same, share)
-    return images.resize_maps(maps, grid), reliability
+    side = min(_side_by_side(target, shots[0]), len(which))
+    base = jax.lax.map(shot, which, batch_size=side)
+    flat = base.reshape(-1, *base.shape[2:])
+    spread = propagate(own, flat, temperature=temperature).reshape(base.shape)
+    maps = jnp.concatenate([base, spread], axis=1)
+    return images.min_max(jnp.swapaxes(maps, 0, 1))
 
 
-def _reliability(onto, support, fg, bg, valid, same, share):
-    """Equations (6) and (7) for shots [k ...]; returns [o k]."""
-    shots = support.shape[0]
-    unit = images.unit(support)
-    own = images.min_max(jax.vmap(contrast)(unit, unit, fg, bg))
-    alone = jnp.broadcast_to(agreement(own, fg, bg), (len(OPERATORS), shots))
-    if shots == 1:
+def _pooled(query, shots, weights, temperature, grid):
+    """Equation (7) at the grid, mean and spread [o 1 p q]; weights [o k]."""
+    which = _blocks(weights.shape[1])
+    rest = which.size - weights.shape[1]
+    weights = jnp.pad(weights, ((0, 0), (0, rest))).reshape(-1, *which.shape)
+
+    def add(sums, block):
+        which, weights = block
+        maps = images.resize_maps(_onto(query, shots, which, temperature), grid)
+        maps = jnp.where(weights[..., None, None] > 0, maps, 0.0)
+        powers = jnp.stack([maps, jnp.square(maps)])
+        return sums + jnp.einsum(
+            "oi,toipq->topq", weights, powers, precision=jax.lax.Precision.HIGHEST
+        ), None
+
+    nothing = jnp.zeros((2, len(weights), *grid))
+    blocks = (jnp.asarray(which), jnp.swapaxes(weights, 0, 1))
+    (mean, second), _ = jax.lax.scan(add, nothing, blocks)
+    spread = jnp.maximum(second - jnp.square(mean), 0.0)
+    return mean[:, None], spread[:, None]
+
+
+def _reliability(query, shots, valid, same, share, temperature):
+    """How far each operator is to be trusted of shots [k ...]: [o k]."""
+    support, *cues = shots
+    count = len(support)
+
+    def itself(i):
+        unit, cue = images.unit(support[i]), [w[i] for w in cues]
+        return evidence.agreement(images.min_max(contrast(unit, unit, *cue)), *cue)
+
+    alone = jax.lax.map(itself, jnp.arange(count), batch_size=min(count, _BLOCK))
+    alone = jnp.broadcast_to(alone, (len(OPERATORS), count))
+    if count == 1:
         return alone
+    which, counts = evidence.judges(query, support, valid=valid, same=same, share=share)
 
-    def known(args):
+    def judged(j):
         """How well every shot predicts the cue of one: [o k]."""
-        target, target_fg, target_bg = args
-        maps = onto(target, support, fg, bg)
-        return agreement(
-            maps,
-            jnp.broadcast_to(target_fg, maps.shape),
-            jnp.broadcast_to(target_bg, maps.shape),
-        )
 
-    scores = jax.lax.map(known, (support, fg, bg))  # [j o k]
-    others = (valid[:, None] & valid[None] & ~same) * share[:, None]  # [j k]
-    count = others.sum(axis=0)[None]
-    left_out = (scores * others[:, None]).sum(axis=0) / jnp.where(count > 0, count, 1)
-    return jnp.where(count > 0, left_out, alone)
+        def agree(block):
+            maps = _onto(support[j], shots, block, temperature)
+            cue = (jnp.broadcast_to(w[j], maps.shape) for w in cues)
+            return evidence.agreement(maps, *cue)
 
+        scores = jax.lax.map(agree, jnp.asarray(_blocks(count)))  # [m o i]
+        scores = jnp.swapaxes(scores, 0, 1).reshape(len(OPERATORS), -1)
+        return scores[:, :count]
 
-def _told(cue_fg, cue_bg, shot_valid):
-    """Shots [b n k] whose cue says of most pixels what they are."""
-    covered = cue_fg.mean(axis=(-2, -1))
-    told = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
-    return told & shot_valid & (covered > 0)
+    return evidence.reliability(
+        jax.lax.map(judged, which),
+        alone,
+        which=which,
+        counts=counts,
+        valid=valid,
+        same=same,
+    )
 
 
-def _repeats(support, cues, valid):
-    """Which shots are the same [b n k k] (each is so with itself), and their share."""
-    k = valid.shape[2]
-    same = jnp.ones((*valid.shape, k), bool)
-    for features, level in zip(support, cues, strict=True):
-        for x in (images.unit(features), *level):
-            size = math.prod(x.shape[3:])
-            same = same & _alike(x.reshape(*x.shape[:3], size))
-    same = same | jnp.eye(k, dtype=bool)[None, None]
-    count = (same & valid[:, :, None]).sum(axis=3)
-    return same, 1.0 / jnp.maximum(count, 1)
+def _blocks(shots):
+    """Indices [m i] of blocks of at most _BLOCK shots; the last shot fills them up."""
+    count = -(-shots // _BLOCK)
+    size = -(-shots // count)
+    return np.minimum(np.arange(count * size), shots - 1).reshape(count, size)
 
 
-def _alike(x):
-    """[b n k x] -> [b n k k], by squared distance against squared lengths."""
-    inner = jnp.einsum("bnix,bnjx->bnij", x, x, precision=jax.lax.Precision.HIGHEST)
-    squared = jnp.einsum("bnii->bni", inner)
-    both = squared[:, :, :, None] + squared[:, :, None]
-    return both - 2 * inner <= _SAME * both
+def _coarse(cue, grid):
+    """Cues [b n k h w] at a level's grid; of many, a few at a time become floats."""
+    shots = cue.shape[2]
+    if shots <= _BLOCK:
+        return images.area_average(cue, grid)
+    one = lambda i: images.area_average(cue[:, :, i], grid)  # noqa: E731
+    coarse = jax.lax.map(one, jnp.arange(shots), batch_size=_BLOCK)
+    return jnp.moveaxis(coarse, 0, 2)
 
 
 def _side_by_side(target, support):

@@ -9,12 +9,20 @@ less, see baft.py), tau a temperature, f the variance floor of the cue.
     (3) var    = min(sum_i w_i (P_i - mu)^2 + f, MAX_VARIANCE)
     (4) no valid prior: mu = 1/2, var = MAX_VARIANCE
 
+Priors may come pooled: a group G of them (the many shots of a level and operator) as
+one map mu_G with the variance var_G within, both by weights (1) among themselves. It
+stands for all of them (the law of total variance):
+
+    (5) r_G = tau log sum_i v_i c_i exp(r_i / tau),  c_G = 1
+    (6) var = min(sum_G w_G ((mu_G - mu)^2 + var_G) + f, MAX_VARIANCE)
+
 That the priors are turned into a mean and a variance map is DiffUp's
 (arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,33 +38,57 @@ def fuse(
     maps: Float[Array, "b n m p q"],
     valid: Bool[Array, "b n m"],
     *,
+    within: Float[Array, "b n m p q"] | None,
     reliability: Float[Array, "b n m"],
     share: Float[Array, "b n m"],
     temperature: float,
     floor: Float[Array, "b n"],
 ) -> tuple[Float[Array, "b n p q"], Float[Array, "b n p q"]]:
-    """Equations (1)-(4): mean and variance map over all valid priors (m may be 0)."""
+    """Equations (1)-(4) and (6): mean and variance map over all valid priors.
+
+    Args:
+      maps: of priors, or mu_G of groups; m may be 0.
+      within: var_G, None where nothing was pooled.
+    """
     weights = fusion_weights(valid, reliability, share=share, temperature=temperature)
     mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
-    spread = jnp.einsum("bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None]))
+    spread = jnp.square(maps - mean[:, :, None])
+    if within is not None:
+        spread = spread + within
+    spread = jnp.einsum("bnm,bnmpq->bnpq", weights, spread)
     variance = jnp.minimum(spread + floor[:, :, None, None], MAX_VARIANCE)
     known = valid.any(axis=2)[:, :, None, None]
     return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)
 
 
 def fusion_weights(
-    valid: Bool[Array, "b n m"],
-    reliability: Float[Array, "b n m"],
+    valid: Bool[Array, "*b m"],
+    reliability: Float[Array, "*b m"],
     *,
-    share: Float[Array, "b n m"],
+    share: Float[Array, "*b m"],
     temperature: float,
-) -> Float[Array, "b n m"]:
+) -> Float[Array, "*b m"]:
     """Equation (1); all zero (not NaN) where nothing is valid."""
     scores = jnp.where(valid, reliability, -jnp.inf)
-    top = jnp.max(scores, axis=2, keepdims=True, initial=-jnp.inf)
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     raw = jnp.where(valid, share * jnp.exp((scores - top) / temperature), 0.0)
-    return raw / jnp.maximum(raw.sum(axis=2, keepdims=True), 1e-12)
+    return raw / jnp.maximum(raw.sum(axis=-1, keepdims=True), 1e-12)
+
+
+def pooled(
+    valid: Bool[Array, "*b m"],
+    reliability: Float[Array, "*b m"],
+    *,
+    share: Float[Array, "*b m"],
+    temperature: float,
+) -> tuple[Bool[Array, "*b 1"], Float[Array, "*b 1"], Float[Array, "*b 1"]]:
+    """Equation (5): validity, reliability and share of the group that m priors make."""
+    known = valid.any(axis=-1, keepdims=True)
+    total = jax.nn.logsumexp(
+        reliability / temperature, axis=-1, b=valid * share, keepdims=True
+    )
+    return known, jnp.where(known, temperature * total, 0.0), jnp.ones_like(total)
 
 
 def cue_floor(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax import baft
+from diffup_jax import baft, evidence
 
 TAU = 0.1
 GRID = (6, 6)
@@ -103,6 +103,7 @@ def PRIORS(query, support, cue_fg, cue_bg, shot_valid, text=None, text_valid=Non
         text_valid=text_valid,
         temperature=TAU,
         grid=GRID,
+        pool=None,
     )
 
 
@@ -187,8 +188,8 @@ def test_boolean_cues_are_zeros_and_ones():
         assert a.dtype == b.dtype and (a == b).all()
     valid, share = case["shot_valid"], jnp.ones(case["shot_valid"].shape)
     assert (
-        baft.extent(*cues.values(), valid, share=share)
-        == baft.extent(case["cue_fg"], case["cue_bg"], valid, share=share)
+        evidence.extent(*cues.values(), valid, share=share)
+        == evidence.extent(case["cue_fg"], case["cue_bg"], valid, share=share)
     ).all()
 
 
@@ -226,7 +227,7 @@ def test_padding_changes_nothing():
         support=tuple(s.at[:, :, 2].set(7.0) for s in case["support"]),
         cue_fg=case["cue_fg"].at[:, :, 2].set(0.3),
     )
-    for got, expected in zip(rubbish, padded, strict=True):
+    for got, expected in zip(*map(jax.tree.leaves, (rubbish, padded)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-6)
     two = make(
         case,
@@ -296,7 +297,8 @@ def test_odd_cues_stay_finite(name, fg, bg):
         else jnp.full(shape, fg)
     )
     priors = make(case, cue_fg=filled, cue_bg=jnp.full(shape, bg))
-    assert all(np.isfinite(np.asarray(part, np.float32)).all() for part in priors)
+    parts = [np.asarray(part, np.float32) for part in jax.tree.leaves(priors)]
+    assert all(np.isfinite(part).all() for part in parts)
     # A cue that shows no foreground says nothing of the class.
     assert bool(priors.valid.all()) == (fg != 0.0)
 
@@ -474,16 +476,6 @@ def test_the_class_is_found_where_it_is():
         assert inside > 0.8 and prior.max() < 0.3
 
 
-def test_agreement_by_hand():
-    prior = jnp.array([[0.9, 0.5], [0.1, 0.3]])
-    fg = jnp.array([[1.0, 0.0], [0.0, 0.0]])
-    bg = jnp.array([[0.0, 0.0], [1.0, 0.0]])
-    assert float(baft.agreement(prior, fg, bg)) == pytest.approx(0.8)
-    # Unknown background: everything that is not foreground.
-    unknown = float(baft.agreement(prior, fg, jnp.zeros((2, 2))))
-    assert unknown == pytest.approx(0.9 - 0.3, abs=1e-6)
-
-
 def test_similarity_has_the_grid_of_the_image_for_any_backbone():
     levels = [
         jnp.asarray(features(0, 2, side, side, channels))
@@ -502,26 +494,6 @@ def test_similarity_has_the_grid_of_the_image_for_any_backbone():
     np.testing.assert_allclose(apart[0], plain @ plain.swapaxes(1, 2), atol=1e-4)
 
 
-def test_layout_is_where_the_telling_shots_have_the_class():
-    """A mask in the upper half, a scribble that tells nothing, padding."""
-    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
-    bg = np.zeros_like(fg)
-    fg[0, 0, 0, :4] = 1
-    bg[0, 0, 0, 4:] = 1
-    fg[0, 0, 1, 7, 7] = 1
-    fg[0, 0, 2] = 1
-    for valid, expected in (((True, True, False), 1.0), ((False, True, False), 0.0)):
-        found = baft.layout(
-            jnp.asarray(fg),
-            jnp.asarray(bg),
-            jnp.asarray([[valid]]),
-            share=jnp.ones((1, 1, 3)),
-            grid=(4, 4),
-        )
-        np.testing.assert_allclose(found[0, 0, :2], expected, atol=1e-5)
-        np.testing.assert_allclose(found[0, 0, 2:], 0, atol=1e-5)
-
-
 def test_no_gradient_breaks_on_empty_cues():
     case = episode(k=2)
     grad = jax.jit(
@@ -532,56 +504,3 @@ def test_no_gradient_breaks_on_empty_cues():
         )
     )(case["support"])
     assert all(np.isfinite(x).all() for x in grad)
-
-
-def test_extent_counts_the_shots_that_tell_it():
-    """Hand-made: a mask of a quarter, a scribble that leaves most unknown, padding."""
-    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
-    bg = np.zeros_like(fg)
-    fg[0, 0, 0, :4, :4] = 1
-    bg[0, 0, 0] = 1 - fg[0, 0, 0]
-    fg[0, 0, 1, 0, 0] = 1  # everything else unknown
-    fg[0, 0, 2] = 1
-    for valid, expected in (
-        ((True, True, False), (np.log(0.25 + 1e-3) + 3, 1)),
-        ((False, True, False), (0, 0)),
-        ((True, False, True), (np.log(0.625 + 1e-3) + 3, 1)),
-        ((False, False, False), (0, 0)),
-    ):
-        shots = jnp.array(valid).reshape(1, 1, 3)
-        got = baft.extent(
-            jnp.asarray(fg), jnp.asarray(bg), shots, share=jnp.ones((1, 1, 3))
-        )
-        np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
-
-
-def test_extent_does_not_care_for_the_order_of_shots():
-    rng = np.random.default_rng(0)
-    fg = jnp.asarray(rng.random((2, 1, 4, 8, 8)) < 0.3, jnp.float32)
-    valid = jnp.array([[[1, 1, 0, 1]], [[1, 0, 1, 1]]], bool)
-    order = jnp.array([2, 0, 3, 1])
-    share = jnp.array([[[1, 0.5, 0.5, 1]]] * 2)
-    first = baft.extent(fg, 1 - fg, valid, share=share)
-    second = baft.extent(
-        fg[:, :, order],
-        1 - fg[:, :, order],
-        valid[:, :, order],
-        share=share[..., order],
-    )
-    np.testing.assert_allclose(first, second, rtol=1e-6)
-
-
-def test_extent_of_a_repeated_shot_counts_once():
-    rng = np.random.default_rng(0)
-    fg = jnp.asarray(rng.random((1, 1, 2, 8, 8)) < 0.3, jnp.float32)
-    thrice = fg[:, :, jnp.array([0, 0, 0, 1])]
-    np.testing.assert_allclose(
-        baft.extent(
-            thrice,
-            1 - thrice,
-            jnp.ones((1, 1, 4), bool),
-            share=jnp.array([[[1 / 3, 1 / 3, 1 / 3, 1]]]),
-        ),
-        baft.extent(fg, 1 - fg, jnp.ones((1, 1, 2), bool), share=jnp.ones((1, 1, 2))),
-        rtol=1e-5,
-    )

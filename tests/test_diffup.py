@@ -136,6 +136,26 @@ def test_shots_permute_and_padding_is_ignored(params):
     assert float(jnp.abs(padded - prob).max()) > 1e-3  # the third shot did count
 
 
+def test_fifty_shots_in_one_call(params):
+    case = episode(b=1, k=50)
+    prob, maps = PREDICT(params, KEYS[:1], case)
+    assert prob.shape == case.query_mask.shape
+    assert all(np.isfinite(x).all() for x in (prob, *maps.values()))
+    order = np.random.default_rng(0).permutation(50)
+    fields = ("support", "cue_fg", "cue_bg", "cue_kind", "shot_valid")
+    moved = case._replace(**{f: getattr(case, f)[:, :, order] for f in fields})
+    np.testing.assert_allclose(
+        PREDICT(params, KEYS[:1], moved)[0], prob, atol=2e-4
+    )
+    # All but two padded: what two shots give.
+    two = case._replace(shot_valid=case.shot_valid.at[:, :, 2:].set(False))
+    few = case._replace(**{f: getattr(case, f)[:, :, :2] for f in fields})
+    answer, backbone = jax.jit(PRIOR.predict), {"backbone": BACKBONE.params}
+    for name in ("prior_mean", "prior_variance"):
+        got, expected = (answer(backbone, KEYS[:1], c)[1][name] for c in (two, few))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_an_episode_depends_on_its_own_key_only(params):
     case = episode()
     prob, _ = PREDICT(params, KEYS, case)

@@ -25,7 +25,7 @@ DOORS = ("train.py", "eval.py")
 # A new room gets its floor here. A folder is one room: its files may import each other.
 FLOORS = (
     {"types", "images"},
-    {"layers", "weights", "diffusion", "metrics", "attention"},
+    {"layers", "weights", "diffusion", "metrics", "attention", "evidence"},
     {"backbones", "data"},
     {"baft", "uapf", "uqdd"},
     {"methods"},

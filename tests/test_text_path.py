@@ -228,8 +228,8 @@ def test_training_disturbs_text_as_it_does_visual_priors():
     maps[..., 0, 0] = 0
     visual = jnp.zeros((b, n, 1, 1, 1))
     priors = baft.Priors(
-        maps=jnp.zeros((b, n, 1, 1, 1, 3, 3)), valid=visual > 0, reliability=visual,
-        share=jnp.ones((b, n, 1)), text_maps=jnp.asarray(maps),
+        maps=jnp.zeros((b, n, 1, 1, 1, 3, 3)), spread=None, valid=visual > 0,
+        reliability=visual, share=jnp.ones((b, n, 1)), text_maps=jnp.asarray(maps),
         text_valid=jnp.arange(b)[:, None, None] + jnp.zeros((1, n, t), int) > 4,
         text_reliability=jnp.zeros((b, n, t)),
     )  # fmt: skip

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from diffup_jax import uapf
 
 
-def fuse(maps, valid, reliability, floor=0.01, share=None):
+def fuse(maps, valid, reliability, floor=0.01, share=None, within=None):
     share = np.ones(np.shape(valid)) if share is None else share
     return uapf.fuse(
         jnp.asarray(maps, jnp.float32),
         jnp.asarray(valid),
+        within=within,
         reliability=jnp.asarray(reliability, jnp.float32),
         share=jnp.asarray(share, jnp.float32),
         temperature=0.1,
@@ -104,6 +105,30 @@ def test_weights_are_a_mean_or_nothing(seed):
     )
     assert np.isfinite(weights).all() and float(weights.min()) >= 0
     np.testing.assert_allclose(weights.sum(axis=2)[:, 0], [1, 0], atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_pooled_group_stands_for_its_priors(seed):
+    """Of five priors the first three as one; invalid ones and shares included."""
+    maps, valid, r = case(seed)
+    share = np.random.default_rng(seed).uniform(0.2, 1, r.shape)
+    group = [jnp.asarray(x[:, :, :3]) for x in (valid, r, share)]
+    options = {"share": group[2], "temperature": 0.1}
+    weights = uapf.fusion_weights(*group[:2], **options)
+    known, reliability, one = uapf.pooled(*group[:2], **options)
+    mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps[:, :, :3])[:, :, None]
+    square = jnp.einsum("bnm,bnmpq->bnpq", weights, maps[:, :, :3] ** 2)[:, :, None]
+    joined = lambda x, y: np.concatenate([x, y[:, :, 3:]], axis=2)  # noqa: E731
+    pooled = fuse(
+        joined(mean, maps),
+        joined(known, valid),
+        joined(reliability, r),
+        share=joined(one, share),
+        within=jnp.asarray(joined(square - mean**2, 0 * maps), jnp.float32),
+    )
+    for got, expected in zip(pooled, fuse(maps, valid, r, share=share), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_no_priors_at_all():

@@ -7,11 +7,17 @@ mu at its best threshold. Nothing here is learnt.
 Text: an episode names a row of a `TextTable` (text.py) by `class_id` and says by
 `text_valid` that text is a cue. It counts as much as one shot: its two maps together
 have the share of the maps of a shot.
+
+Of many shots (more than _FEW) only the features are held: the backbone sees a few
+pictures at a time, and the shots of a level and operator become one map and its
+variance. Fusion of these gives what fusion of all maps gives (uapf.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +25,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from diffup_jax import baft, images, uapf
+from diffup_jax import baft, evidence, images, uapf
 from diffup_jax.backbones import Backbone
 from diffup_jax.methods.text import TextTable
 from diffup_jax.types import Episode, Features
 
 _BINS = 64  # histogram bins of Otsu's threshold
+# With up to so many shots each keeps maps of its own, for training to disturb.
+_FEW = 5
+# Pictures of many shots that the backbone sees at once.
+_PICTURES = 8
 
 
 class Made(NamedTuple):
     """An episode's priors before fusion, and what else of it the decoder is told.
 
     A pure function of episode and frozen weights, so training may keep it
-    (prior_cache.py). Only the shape of `priors` depends on the backbone. floor [b n]: of
-    the variance, see uapf.cue_floor; extent [b n 2] of the cues, see baft.extent;
-    layout [b n p q] of the cues, see baft.layout; similarity [b pq pq] of the query's
-    cells, see baft.similarity.
+    (prior_cache.py). Only the shape of `priors` depends on the backbone. floor [b n]:
+    of the variance, see uapf.cue_floor; extent [b n 2] and layout [b n p q] of the
+    cues, see evidence.py; similarity [b pq pq] of the query's cells, see
+    baft.similarity.
     """
 
     priors: baft.Priors
@@ -140,9 +150,8 @@ class Prior:
             shots = levels
             # Without shots no picture is looked at; below, none is cut from these.
             if k:
-                pictures = images.resize_images(flat, size)
-                own = self._features(params, pictures).levels
-                shots = [own[name] for name in self._names]
+                look = functools.partial(self._levels, params, size=size)
+                shots = look(flat) if k <= _FEW else _in_blocks(look, flat)
             query += levels
             support += [
                 shot[: b * n * k].reshape(b, n, k, *level.shape[1:])
@@ -160,16 +169,17 @@ class Prior:
             text_valid=text_valid,
             temperature=self.settings.temperature,
             grid=_grid((h, w), self.settings.grid_stride),
+            pool=None if k <= _FEW else self._shot_weights,
         )
         return Made(
             priors=priors,
             floor=uapf.cue_floor(
                 episode.cue_kind, episode.shot_valid, priors.text_valid.any(axis=2)
             ),
-            extent=baft.extent(
+            extent=evidence.extent(
                 episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
             ),
-            layout=baft.layout(
+            layout=evidence.layout(
                 episode.cue_fg,
                 episode.cue_bg,
                 episode.shot_valid,
@@ -182,27 +192,38 @@ class Prior:
     def fuse(self, made: Made, keep: Bool[Array, "b l o"] | None = None) -> Fused:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
         priors = made.priors
-        b, n, levels, operators, k, p, q = priors.maps.shape
-        valid = priors.valid
+        b, n, levels, operators, maps = priors.maps.shape[:5]
         if keep is None:
             keep = jnp.ones((b, levels, operators), bool)
-        valid = valid & keep[:, None, :, :, None]
+        valid = priors.valid & keep[:, None, :, :, None]
         # Text weighs as one shot does: its maps share out what a shot's maps count.
         texts = jnp.maximum(priors.text_valid.sum(axis=2, keepdims=True), 1)
         of_text = keep.sum(axis=(1, 2))[:, None, None] / texts
         of_text = jnp.broadcast_to(of_text, priors.text_valid.shape)
+        reliability = priors.reliability
         share = jnp.broadcast_to(priors.share[:, :, None, None], valid.shape)
+        if priors.spread is not None:
+            valid, reliability, share = uapf.pooled(
+                valid,
+                reliability,
+                share=share,
+                temperature=self.settings.fusion_temperature,
+            )
 
         def joined(visual, text):
-            """[b n l o k ...] and [b n t ...] as [b n m ...]."""
-            m = levels * operators * k
+            """[b n l o g ...] and [b n t ...] as [b n m ...]."""
+            m = levels * operators * maps
             flat = visual.reshape(b, n, m, *visual.shape[5:])
             return jnp.concatenate([flat, text], axis=2)
 
+        within = None
+        if priors.spread is not None:
+            within = joined(priors.spread, jnp.zeros_like(priors.text_maps))
         mean, variance = uapf.fuse(
             joined(priors.maps, priors.text_maps),
             joined(valid, priors.text_valid),
-            reliability=joined(priors.reliability, priors.text_reliability),
+            within=within,
+            reliability=joined(reliability, priors.text_reliability),
             share=joined(share, of_text),
             temperature=self.settings.fusion_temperature,
             floor=made.floor,
@@ -236,6 +257,28 @@ class Prior:
             for name, basis in bases.items()
         }
         return found._replace(levels=levels)
+
+    def _levels(
+        self, params: dict, pictures: Shaped[Array, "b h w 3"], *, size: tuple[int, int]
+    ) -> list[Float[Array, "b _ _ _"]]:
+        """Features of the levels that make priors, of pictures seen at `size`."""
+        found = self._features(params, images.resize_images(pictures, size)).levels
+        return [found[name] for name in self._names]
+
+    def _shot_weights(
+        self,
+        valid: Bool[Array, "o k"],
+        reliability: Float[Array, "o k"],
+        *,
+        share: Float[Array, "o k"],
+    ) -> Float[Array, "o k"]:
+        """Of the shots of a level, what each weighs in an operator's mean."""
+        return uapf.fusion_weights(
+            valid,
+            reliability,
+            share=share,
+            temperature=self.settings.fusion_temperature,
+        )
 
     def _bases(self, size: tuple[int, int]) -> dict[str, Float[np.ndarray, "c r"]]:
         """Position bases for an image size: constants of whatever is being traced.
@@ -274,6 +317,29 @@ class Prior:
             temperature=table.temperature,
         )
         return foreground, episode.text_valid & known
+
+
+def _in_blocks(
+    look: Callable[..., list[Array]], pictures: Shaped[Array, "m h w 3"]
+) -> list[Float[Array, "m _ _ _"]]:
+    """`look` over _PICTURES at a time; the last block overlaps the one before."""
+    count, block = len(pictures), _PICTURES
+    if count <= block:
+        return look(pictures)
+
+    def step(i, whole):
+        at = jnp.minimum(i * block, count - block)
+        part = look(jax.lax.dynamic_slice_in_dim(pictures, at, block))
+        return [
+            jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=0)
+            for x, y in zip(whole, part, strict=True)
+        ]
+
+    nothing = [
+        jnp.zeros((count, *level.shape[1:]), level.dtype)
+        for level in jax.eval_shape(look, pictures[:block])
+    ]
+    return jax.lax.fori_loop(0, -(-count // block), step, nothing)
 
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:

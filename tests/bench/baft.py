@@ -1,7 +1,7 @@
 """What streaming costs and saves: time and memory of BAFT's attention and priors.
 
     python -m tests.bench.baft [--sides 48,96] [--shots 1,5,20] [--channels 256]
-                               [--repeats 2] [--most 4096]
+                               [--repeats 2] [--most 4096] [--prior-shots 5,20,50]
 
 attention: assembly and self-propagation of one query by k supports (k + 1 passes over
 the keys), streamed against the form that holds the matrix of positions. Memory is XLA's
@@ -9,8 +9,8 @@ own count of temporary bytes of the compiled program. Both are timed in turn wit
 run. What would need more than `--most` megabytes is compiled (the memory is exact) but
 not run.
 
-priors: `baft.make_priors` whole, leave-one-out reliability included, whose time grows
-with k * k by definition: memory for k = 1, 5, 20, compiled and not run.
+priors: `baft.make_priors` whole, reliability included, with the maps of all shots held
+and pooled: memory for every number of `--prior-shots`, compiled and not run.
 
 Numbers depend on the machine: read the ratios. Run it when nothing else runs.
 """
@@ -18,12 +18,13 @@ Numbers depend on the machine: read the ratios. Run it when nothing else runs.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 
-from diffup_jax import attention, baft, images
+from diffup_jax import attention, baft, images, uapf
 
 TEMPERATURE = 0.05
 MEGABYTE = 1 << 20
@@ -78,11 +79,14 @@ def compare(side: int, shots: int, channels: int, repeats: int, most: int) -> No
 
 
 def priors(side: int, shots: int, channels: int) -> None:
-    """Prints the temporary memory of all priors of one episode, features apart."""
+    """Prints the temporary memory of all priors of one episode, features apart.
+
+    Of shots held and pooled; and the size of the features, which are inputs.
+    """
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
     pixels = 4 * side
 
-    def made(query, support, fg, bg):
+    def made(query, support, fg, bg, pool):
         return baft.make_priors(
             (query,),
             (support,),
@@ -93,14 +97,19 @@ def priors(side: int, shots: int, channels: int) -> None:
             text_valid=jnp.zeros(fg.shape[:2], bool),
             temperature=TEMPERATURE,
             grid=(side, side),
+            pool=pool,
         )
 
     features = shape(1, 1, shots, side, side, channels)
     cue = shape(1, 1, shots, pixels, pixels)
-    program = jax.jit(made).lower(shape(1, side, side, channels), features, cue, cue)
+    args = (shape(1, side, side, channels), features, cue, cue)
+    weights = functools.partial(uapf.fusion_weights, temperature=0.1)
+    held, pooled = (
+        _temporary(jax.jit(functools.partial(made, pool=pool)).lower(*args).compile())
+        for pool in (None, weights)
+    )
     size = 4 * shots * side * side * channels / MEGABYTE
-    temporary = _temporary(program.compile())
-    print(f"{side:4}^2 {shots:5} | {temporary:9.1f} {size:9.1f}", flush=True)
+    print(f"{side:4}^2 {shots:5} | {held:9.1f} {pooled:9.1f} {size:9.1f}", flush=True)
 
 
 def main() -> None:
@@ -111,18 +120,20 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--most", type=int, default=4096)
+    parser.add_argument("--prior-shots", default="5,20,50")
     options = parser.parse_args()
-    sides, shots = (
-        [int(x) for x in text.split(",")] for text in (options.sides, options.shots)
+    sides, shots, prior_shots = (
+        [int(x) for x in text.split(",")]
+        for text in (options.sides, options.shots, options.prior_shots)
     )
     print(f"{jax.devices()[0].device_kind}, {options.channels} channels, float32")
     print("attention     | MB: naive  streamed   ratio | s: naive streamed   ratio")
     for side in sides:
         for k in shots:
             compare(side, k, options.channels, options.repeats, options.most)
-    print("priors        | MB: temporary, features of the shots")
+    print("priors        | MB: held    pooled  features of the shots")
     for side in sides:
-        for k in shots:
+        for k in prior_shots:
             priors(side, k, options.channels)
 
 

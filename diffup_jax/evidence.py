@@ -1,0 +1,204 @@
+"""F1: what an episode's shots are worth, and what their cues say of the class.
+
+Symbols as in baft.py: w+ and w- are a cue's known foreground and background. No
+parameters. Reliability of a prior is how well the same level, operator and shot predict
+a cue that is known:
+
+    (1) agreement(P, w) = mean of P where w+ less mean of P where w- (unknown
+        background: where not w+)
+    (2) k >= 2: r = mean over the judges j, other shots, of agreement(prior on s_j, cue
+        of j)
+    (3) k = 1:  r = agreement(contrast of the support on itself, its cue), all operators
+
+The judges are all valid shots. Of more than MOST_JUDGES shots only so many judge, per
+level those whose mean feature is most like the query's: the work then grows with k, not
+with k * k, and what a shot is worth is asked of pictures like the one at hand. With as
+many different shots or fewer, padding and copies apart, all of them judge.
+
+Repeated evidence counts once. Shots with the same features and the same cue on every
+level (what BAFT sees of them) are one group of g shots; each has the share 1 / g in
+fusion, in the means of (2) and (4), and no shot is an "other" of its own group: else a
+copy would vouch for itself. So [A, A, B] gives what [A, B] gives.
+
+Min-max scaled priors have forgotten how much of an image the class covers; the cue
+knows:
+
+    (4) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
+        cue says of most pixels what they are (mask, box); (0, 0) without such a shot
+    (5) layout = mean of w+ over the same shots, at the prior grid
+
+The equations are this project's choice.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffup_jax import images
+
+# Shots that judge the others; with up to so many, each is judged by all.
+MOST_JUDGES = 5
+
+# Weights below this count as "no pixel of the cue in this cell".
+EMPTY = 1e-6
+# Shots are the same when |a - b|^2 <= this (|a|^2 + |b|^2), features and cues alike:
+# far above the rounding of any backbone, far below two photographs or two strokes.
+_SAME = 1e-4
+
+Cue = Bool[Array, "b n k h w"] | Float[Array, "b n k h w"]
+
+
+def agreement(
+    maps: Float[Array, "*b p q"],
+    foreground: Float[Array, "*b p q"],
+    background: Float[Array, "*b p q"],
+) -> Float[Array, "*b"]:
+    """Equation (1), in [-1, 1]; 0 where the cue has no foreground."""
+    unknown = (background.max(axis=(-2, -1), keepdims=True)) < EMPTY
+    background = jnp.where(unknown, 1 - foreground, background)
+
+    def mean(weights):
+        total = weights.sum(axis=(-2, -1))
+        return (maps * weights).sum(axis=(-2, -1)) / jnp.maximum(total, EMPTY)
+
+    some = foreground.max(axis=(-2, -1)) > 0
+    return jnp.where(some, mean(foreground) - mean(background), 0.0)
+
+
+def judges(
+    query: Float[Array, "p q c"],
+    support: Float[Array, "k u v c"],
+    *,
+    valid: Bool[Array, " k"],
+    same: Bool[Array, "k k"],
+    share: Float[Array, " k"],
+) -> tuple[Int[Array, " j"], Float[Array, " j"]]:
+    """Which shots judge on a level, and what each counts; j = min(k, MOST_JUDGES).
+
+    Of a group of the same shots only the first may be chosen among many. A judge that
+    is missing, for want of different shots, counts 0.
+    """
+    if len(support) <= MOST_JUDGES:
+        return jnp.arange(len(support)), valid * share
+    # [i j]: shot i, which comes before j, is the same.
+    before = jnp.triu(same & valid[:, None], k=1)
+    first = valid & ~before.any(axis=0)
+    own, theirs = (images.unit(x.mean(axis=(-3, -2))) for x in (query[None], support))
+    likeness = jnp.where(first, (theirs * own).sum(axis=-1), -jnp.inf)
+    most, which = jax.lax.top_k(likeness, MOST_JUDGES)
+    return which, jnp.isfinite(most).astype(share.dtype)
+
+
+def reliability(
+    scores: Float[Array, "j o k"],
+    alone: Float[Array, "o k"],
+    *,
+    which: Int[Array, " j"],
+    counts: Float[Array, " j"],
+    valid: Bool[Array, " k"],
+    same: Bool[Array, "k k"],
+) -> Float[Array, "o k"]:
+    """Equations (2) and (3).
+
+    Args:
+      scores: agreement of every shot's priors with the cue of each judge.
+      alone: agreement of every shot's priors with its own cue.
+      which, counts: the judges, see `judges`.
+    """
+    others = (valid[None] & ~same[which]) * counts[:, None]
+    count = others.sum(axis=0)[None]
+    left_out = (scores * others[:, None]).sum(axis=0) / jnp.where(count > 0, count, 1)
+    return jnp.where(count > 0, left_out, alone)
+
+
+def repeats(
+    support: tuple[Float[Array, "b n k _ _ _"], ...],
+    cues: list[tuple[Float[Array, "b n k _ _"], ...]],
+    *,
+    valid: Bool[Array, "b n k"],
+) -> tuple[Bool[Array, "b n k k"], Float[Array, "b n k"]]:
+    """Which shots are the same (each is so with itself), and their share 1 / g.
+
+    Args:
+      support: features of every level.
+      cues: w+ and w- at the grid of every level.
+    """
+    k = valid.shape[2]
+    same = jnp.ones((*valid.shape, k), bool)
+    for features, level in zip(support, cues, strict=True):
+        same = same & _alike(_inner(features))
+        for cue in level:
+            same = same & _alike(_products(cue))
+    same = same | jnp.eye(k, dtype=bool)[None, None]
+    count = (same & valid[:, :, None]).sum(axis=3)
+    return same, 1.0 / jnp.maximum(count, 1)
+
+
+def extent(
+    cue_fg: Cue,
+    cue_bg: Cue,
+    shot_valid: Bool[Array, "b n k"],
+    *,
+    share: Float[Array, "b n k"],
+) -> Float[Array, "b n 2"]:
+    """Equation (4): how large the class is in the supports, and whether it is known.
+
+    The first number runs from about -3.9 (one pixel) to 3 (the whole image).
+    """
+    covered = cue_fg.mean(axis=(-2, -1))
+    counted = _told(cue_fg, cue_bg, shot_valid) * share
+    shots = counted.sum(axis=2)
+    known = shots > 0
+    mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
+    size = jnp.where(known, jnp.log(mean + 1e-3) + 3, 0.0)
+    return jnp.stack([size, known.astype(size.dtype)], axis=-1)
+
+
+def layout(
+    cue_fg: Cue,
+    cue_bg: Cue,
+    shot_valid: Bool[Array, "b n k"],
+    *,
+    share: Float[Array, "b n k"],
+    grid: tuple[int, int],
+) -> Float[Array, "b n p q"]:
+    """Equation (5): where the class lies in the supports; zero where none tells."""
+    counted = _told(cue_fg, cue_bg, shot_valid) * share
+    shots = jnp.maximum(counted.sum(axis=2), EMPTY)[:, :, None, None]
+    # Summed before it is averaged over cells: the cues are never held as floats.
+    covered = (cue_fg * counted[..., None, None]).sum(axis=2) / shots
+    return images.area_average(covered, grid)
+
+
+def _told(cue_fg, cue_bg, shot_valid):
+    """Shots [b n k] whose cue says of most pixels what they are."""
+    covered = cue_fg.mean(axis=(-2, -1))
+    told = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
+    return told & shot_valid & (covered > 0)
+
+
+def _inner(features):
+    """Inner products [b n k k] of unit features, row by row: no unit copy of them."""
+    features = jax.lax.stop_gradient(features)
+    b, n, k, rows = features.shape[:4]
+
+    def row(i, inner):
+        part = jax.lax.dynamic_index_in_dim(features, i, 3, keepdims=False)
+        return inner + _products(images.unit(part))
+
+    return jax.lax.fori_loop(0, rows, row, jnp.zeros((b, n, k, k)))
+
+
+def _products(x):
+    """[b n k _ _] -> [b n k k]."""
+    precise = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bnixy,bnjxy->bnij", x, x, precision=precise)
+
+
+def _alike(inner):
+    """Squared distance against squared lengths, from inner products [b n k k]."""
+    squared = jnp.einsum("bnii->bni", inner)
+    both = squared[:, :, :, None] + squared[:, :, None]
+    return both - 2 * inner <= _SAME * both

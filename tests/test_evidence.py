@@ -1,0 +1,90 @@
+"""Laws of evidence: what shots are worth, and what their cues say of the class."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffup_jax import evidence
+
+
+def test_agreement_by_hand():
+    prior = jnp.array([[0.9, 0.5], [0.1, 0.3]])
+    fg = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    bg = jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    assert float(evidence.agreement(prior, fg, bg)) == pytest.approx(0.8)
+    # Unknown background: everything that is not foreground.
+    unknown = float(evidence.agreement(prior, fg, jnp.zeros((2, 2))))
+    assert unknown == pytest.approx(0.9 - 0.3, abs=1e-6)
+
+
+def test_layout_is_where_the_telling_shots_have_the_class():
+    """A mask in the upper half, a scribble that tells nothing, padding."""
+    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
+    bg = np.zeros_like(fg)
+    fg[0, 0, 0, :4] = 1
+    bg[0, 0, 0, 4:] = 1
+    fg[0, 0, 1, 7, 7] = 1
+    fg[0, 0, 2] = 1
+    for valid, expected in (((True, True, False), 1.0), ((False, True, False), 0.0)):
+        found = evidence.layout(
+            jnp.asarray(fg),
+            jnp.asarray(bg),
+            jnp.asarray([[valid]]),
+            share=jnp.ones((1, 1, 3)),
+            grid=(4, 4),
+        )
+        np.testing.assert_allclose(found[0, 0, :2], expected, atol=1e-5)
+        np.testing.assert_allclose(found[0, 0, 2:], 0, atol=1e-5)
+
+
+def test_extent_counts_the_shots_that_tell_it():
+    """Hand-made: a mask of a quarter, a scribble that leaves most unknown, padding."""
+    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
+    bg = np.zeros_like(fg)
+    fg[0, 0, 0, :4, :4] = 1
+    bg[0, 0, 0] = 1 - fg[0, 0, 0]
+    fg[0, 0, 1, 0, 0] = 1  # everything else unknown
+    fg[0, 0, 2] = 1
+    for valid, expected in (
+        ((True, True, False), (np.log(0.25 + 1e-3) + 3, 1)),
+        ((False, True, False), (0, 0)),
+        ((True, False, True), (np.log(0.625 + 1e-3) + 3, 1)),
+        ((False, False, False), (0, 0)),
+    ):
+        shots = jnp.array(valid).reshape(1, 1, 3)
+        got = evidence.extent(
+            jnp.asarray(fg), jnp.asarray(bg), shots, share=jnp.ones((1, 1, 3))
+        )
+        np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
+
+
+def test_extent_does_not_care_for_the_order_of_shots():
+    rng = np.random.default_rng(0)
+    fg = jnp.asarray(rng.random((2, 1, 4, 8, 8)) < 0.3, jnp.float32)
+    valid = jnp.array([[[1, 1, 0, 1]], [[1, 0, 1, 1]]], bool)
+    order = jnp.array([2, 0, 3, 1])
+    share = jnp.array([[[1, 0.5, 0.5, 1]]] * 2)
+    first = evidence.extent(fg, 1 - fg, valid, share=share)
+    second = evidence.extent(
+        fg[:, :, order],
+        1 - fg[:, :, order],
+        valid[:, :, order],
+        share=share[..., order],
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_extent_of_a_repeated_shot_counts_once():
+    rng = np.random.default_rng(0)
+    fg = jnp.asarray(rng.random((1, 1, 2, 8, 8)) < 0.3, jnp.float32)
+    thrice = fg[:, :, jnp.array([0, 0, 0, 1])]
+    np.testing.assert_allclose(
+        evidence.extent(
+            thrice,
+            1 - thrice,
+            jnp.ones((1, 1, 4), bool),
+            share=jnp.array([[[1 / 3, 1 / 3, 1 / 3, 1]]]),
+        ),
+        evidence.extent(fg, 1 - fg, jnp.ones((1, 1, 2), bool), share=jnp.ones((1, 1, 2))),
+        rtol=1e-5,
+    )
