@@ -29,6 +29,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffup_jax import diffusion, images
+from diffup_jax.methods import correction
+from diffup_jax.methods.correction import Strokes
 from diffup_jax.methods.disturbance import Draws, disturb
 from diffup_jax.types import DiffUpError, Episode
 from diffup_jax.uqdd import UQDD, Decoded, Facts
@@ -246,17 +248,32 @@ class DiffUp:
         return self._terms(out, x / s, target, valid)
 
     def predict(
-        self, params: dict, keys: Key[Array, " b"], episode: Episode
+        self,
+        params: dict,
+        keys: Key[Array, " b"],
+        episode: Episode,
+        *,
+        query_strokes: Strokes | None = None,
     ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
         """Samples masks and averages them.
+
+        Args:
+          query_strokes: what a user says of the query itself, see correction.py; the
+            chain restarts mid-way from its mask, if it holds one.
 
         Returns:
           probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
           "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
           "spread" (standard deviation over samples; zero for one sample).
+
+        Raises:
+          DiffUpError: for strokes of another shape than [b n h w].
         """
         prepared = self.prepare(params, episode)
-        return self.predict_prepared(params, keys, prepared, episode.query.shape[1:3])
+        size = episode.query.shape[1:3]
+        return self.predict_prepared(
+            params, keys, prepared, size, query_strokes=query_strokes
+        )
 
     def predict_prepared(
         self,
@@ -264,6 +281,8 @@ class DiffUp:
         keys: Key[Array, " b"],
         prepared: Prepared,
         size: tuple[int, int],
+        *,
+        query_strokes: Strokes | None = None,
     ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
         """`predict` of what `prepare` returned, at `size` h x w; only the decoder runs.
 
@@ -274,33 +293,50 @@ class DiffUp:
         apply = lambda name, *a: self._network.apply(  # noqa: E731
             {"params": params["decoder"]}, *a, method=name
         )
+
+        def spread(x):
+            """Rows [b n] as rows [b samples n]."""
+            x = x.reshape(b, 1, n, *x.shape[1:])
+            return jnp.repeat(x, samples, axis=1).reshape(-1, *x.shape[3:])
+
         # From here on a row is a sample of a way of an episode: [b samples n].
         keys = jax.vmap(lambda key: jax.random.split(key, samples))(keys).reshape(-1)
         whole = seen = self._state(prepared)
+        strokes, said, present = query_strokes, None, None
+        if strokes is not None:
+            strokes = correction.checked(strokes, (b, n, *size))
+            said = correction.evidence(strokes, whole["rgb"], whole["similarity"])
+            present = correction.present(said, strokes)
+            whole = seen = correction.corrected(said, whole)
+            said = jax.tree.map(spread, said)
         if self.sampler.prior_dropout:
             repeated = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prepared)
             seen = self._state(
                 repeated, Draws(keys), dropout=self.sampler.prior_dropout
             )
+            if said is not None:
+                seen = correction.corrected(said, seen)
         condition = apply("condition", _facts(seen))
         mean = seen["mean"]
         start = self._start(apply, mean)
         if not self.sampler.prior_dropout:
-
-            def spread(x):
-                x = x.reshape(b, 1, n, *x.shape[1:])
-                return jnp.repeat(x, samples, axis=1).reshape(-1, *x.shape[3:])
-
             condition, mean, start = jax.tree.map(spread, (condition, mean, start))
+        origin = mean
+        if present is not None:
+            start, origin = jnp.full(len(mean), correction.RESTART), spread(present)
         s = self.process.signal_scale
         shift = self.process.condition_strength * s * (2 * mean - 1)
         split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
         split = split.reshape(-1, 2)
         noise = diffusion.normal(split[:, 0], mean.shape[1:])
         times = diffusion.times(start, steps=self.sampler.steps)
-        x = diffusion.forward(s * (2 * mean - 1), times[0], noise=noise, shift=shift)
+        origin = s * (2 * origin - 1)
+        x = diffusion.forward(origin, times[0], noise=noise, shift=shift)
 
         def denoise(x, t, previous):
+            if present is not None:
+                first = (t == times[0])[:, None, None]
+                previous = jnp.where(first, origin, previous)
             out = apply("denoise", condition, x / s, t, previous / s)
             return s * jnp.tanh(out.logits / 2)
 
@@ -312,8 +348,12 @@ class DiffUp:
             shift=shift,
             eta=self.sampler.eta,
         )
-        prob = images.resize_maps((x / s + 1) / 2, size)
-        prob = prob.reshape(b, samples, n, *size)
+        prob = (x / s + 1) / 2
+        if said is not None:
+            prob = correction.mean(said, prob)
+        prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
+        if strokes is not None:
+            prob = correction.honoured(prob, strokes)
         mean_prob = prob.mean(axis=1)
         full = lambda x: images.resize_maps(x, size).reshape(b, n, *size)  # noqa: E731
         maps = {
