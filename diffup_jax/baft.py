@@ -126,9 +126,7 @@ def make_priors(
         None keeps the maps of all shots.
     """
     valid = shot_valid & (cue_fg.max(axis=(-2, -1)) > 0)
-    cues = [
-        tuple(_coarse(w, s.shape[3:5]) for w in (cue_fg, cue_bg)) for s in support
-    ]
+    cues = [tuple(_coarse(w, s.shape[3:5]) for w in (cue_fg, cue_bg)) for s in support]
     same, share = evidence.repeats(support, cues, valid=valid)
     levels = [
         _level(

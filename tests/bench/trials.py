@@ -1,4 +1,4 @@
-"""One decoder trained and scored on kept priors: what ablations and choices are made of.
+"""One decoder trained and scored on kept priors: what ablations are made of.
 
 The backbone is frozen, so its part of every training and test episode is made once
 (diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Two places
@@ -10,8 +10,8 @@ to score on:
             training beside the novel ones and scored on held-out training images, so
             that neither novel classes nor test images are looked at
 
-Training episodes are drawn over all classes at once and each fold takes those of its own
-base classes, so that one cache serves every fold.
+Training episodes are drawn over all classes at once and each fold takes those of its
+own base classes, so that one cache serves every fold.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def test_cache(
             on_error="stop",
         ):
             kept = jax.device_get(keep(batch.episode))
-            yield jax.tree.map(lambda x, real=len(batch.places): x[:real], kept)
+            real = slice(len(batch.places))
+            yield jax.tree.map(lambda x, real=real: x[real], kept)
 
     shots = len(place.draws[0].supports[0])
     example = making.blank(1, max(shots, 1), settings.data.image_size)
