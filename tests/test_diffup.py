@@ -144,9 +144,7 @@ def test_fifty_shots_in_one_call(params):
     order = np.random.default_rng(0).permutation(50)
     fields = ("support", "cue_fg", "cue_bg", "cue_kind", "shot_valid")
     moved = case._replace(**{f: getattr(case, f)[:, :, order] for f in fields})
-    np.testing.assert_allclose(
-        PREDICT(params, KEYS[:1], moved)[0], prob, atol=2e-4
-    )
+    np.testing.assert_allclose(PREDICT(params, KEYS[:1], moved)[0], prob, atol=2e-4)
     # All but two padded: what two shots give.
     two = case._replace(shot_valid=case.shot_valid.at[:, :, 2:].set(False))
     few = case._replace(**{f: getattr(case, f)[:, :, :2] for f in fields})

@@ -85,6 +85,8 @@ def test_extent_of_a_repeated_shot_counts_once():
             jnp.ones((1, 1, 4), bool),
             share=jnp.array([[[1 / 3, 1 / 3, 1 / 3, 1]]]),
         ),
-        evidence.extent(fg, 1 - fg, jnp.ones((1, 1, 2), bool), share=jnp.ones((1, 1, 2))),
+        evidence.extent(
+            fg, 1 - fg, jnp.ones((1, 1, 2), bool), share=jnp.ones((1, 1, 2))
+        ),
         rtol=1e-5,
     )
