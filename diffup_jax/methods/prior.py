@@ -8,7 +8,7 @@ Text: an episode names a row of a `TextTable` (text.py) by `class_id` and says b
 `text_valid` that text is a cue. It counts as much as one shot: its two maps together
 have the share of the maps of a shot.
 
-Of many shots (more than _FEW) only the features are held: the backbone sees a few
+Of many shots (more than FEW) only the features are held: the backbone sees a few
 pictures at a time, and the shots of a level and operator become one map and its
 variance. Fusion of these gives what fusion of all maps gives (uapf.py).
 """
@@ -32,7 +32,7 @@ from diffup_jax.types import Episode, Features
 
 _BINS = 64  # histogram bins of Otsu's threshold
 # With up to so many shots each keeps maps of its own, for training to disturb.
-_FEW = 5
+FEW = 5
 # Pictures of many shots that the backbone sees at once.
 _PICTURES = 8
 
@@ -151,7 +151,7 @@ class Prior:
             # Without shots no picture is looked at; below, none is cut from these.
             if k:
                 look = functools.partial(self._levels, params, size=size)
-                shots = look(flat) if k <= _FEW else _in_blocks(look, flat)
+                shots = look(flat) if k <= FEW else _in_blocks(look, flat)
             query += levels
             support += [
                 shot[: b * n * k].reshape(b, n, k, *level.shape[1:])
@@ -169,7 +169,7 @@ class Prior:
             text_valid=text_valid,
             temperature=self.settings.temperature,
             grid=_grid((h, w), self.settings.grid_stride),
-            pool=None if k <= _FEW else self._shot_weights,
+            pool=None if k <= FEW else self._shot_weights,
         )
         return Made(
             priors=priors,
