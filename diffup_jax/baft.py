@@ -1,29 +1,13 @@
 """F3: BAFT, from features and cues to backbone-agnostic priors. No parameters.
 
-Symbols: q, s L2-normalised query and support features of one level, q*, s* the same
-after the mean feature of the query was taken off both, w+ and w- the cue's known
-foreground and background averaged over the level's cells, tau a temperature, p+- the
-normalised w+- weighted means of s.
+Priors are made per level, operator and shot: contrast (1), assembly (2) and both
+self-propagated (3), equations of operators.py; text gives two, T (4) and S(T). P is a
+map, w+ and w- the cue's known foreground and background averaged over a level's cells.
 
-    (0) position debias   f <- (1 - B B') f                (some transformers only)
-    (1) contrast          C(q)  = <q, p+> - <q, p->         (w- empty: first term only)
-    (2) assembly          A(q)  = sum_s softmax_s(<q*, s*> / tau | w+ + w- > 0) w+(s)
-    (3) self-propagation  S(P)(q) = sum_q' softmax_q'(<q*, q'*> / tau) P(q')
-    (4) text              T(q)  = exp(<j, t> / tau_t) / (exp(<j, t> / tau_t)
-                                  + sum_i exp(<j, u_i> / tau_t))
     (5) every map is min-max scaled to [0, 1] per image and resized to the prior grid
 
-In (0) the columns of B are directions of feature space that tell where a cell is, found
-on a blank image. In (4) j is a cell in the joint image-text space, t the class's text,
-u_i the background texts. Visual priors are made per level, operator and shot: OPERATORS
-= contrast, assembly and both self-propagated; text gives two, T and S(T).
-
-Features behind a ReLU share a large mean, which leaves all cosines high and alike;
-without it (2) and (3) tell cells apart, while (1), a difference, is worse for it
-(measured, docs/results.md).
-
-(2) and (3) never hold the matrix of positions against positions: keys are streamed, see
-attention.py. Shots are streamed too, a few at a time.
+No matrix of positions against positions is held: keys are streamed, see attention.py.
+Shots are streamed too, a few at a time.
 
 How reliable each visual prior is, and which shots are repeats, says evidence.py; text:
 
@@ -34,14 +18,9 @@ operator, sum_k w_k = 1 (uapf.py has them), what fusion asks of their maps P_k i
 
     (7) mean = sum_k w_k P_k,  spread = sum_k w_k P_k^2 - mean^2
 
-The decoder also gets the query's own structure, as a matrix over positions:
-
-    (8) similarity(q, q') = mean of <q*, q'*> over the levels, on one grid
-
 That cues and multi-scale features become class- and backbone-agnostic priors is
-DiffUp's (arXiv 2407.16182), assembly and propagation follow the same group's PGMA-Net,
-(0) is INSID3's (arXiv 2603.28480), (4) reads CLIP as MaskCLIP does (arXiv 2112.01071);
-the equations are this project's. The functions take arrays; no backbone is imported.
+DiffUp's (arXiv 2407.16182); the equations are this project's. The functions take
+arrays; no backbone is imported.
 """
 
 from __future__ import annotations
@@ -54,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from diffup_jax import attention, evidence, images
+from diffup_jax import attention, evidence, images, operators
 from diffup_jax.evidence import EMPTY
 
 OPERATORS = ("contrast", "assembly", "propagated contrast", "propagated assembly")
@@ -64,11 +43,6 @@ TEXT_OPERATORS = ("text", "propagated text")
 _SCORES = 1 << 22
 # Shots whose maps are held at once where they are not all kept.
 _BLOCK = 10
-# Least length, relative to the feature, that `centred` takes for more than noise. Of
-# real features 1 % were below 0.75.
-_LEFT = 0.5
-# Singular values below this share of the first are rounding, not position.
-_RANK = 1e-5
 
 # (valid, reliability, share), each [o k], -> weights [o k] of the shots.
 _Pool = Callable[..., Float[Array, "o k"]]
@@ -107,7 +81,7 @@ def make_priors(
     grid: tuple[int, int],
     pool: _Pool | None,
 ) -> Priors:
-    """All priors of an episode, equations (1)-(7). No matrix over positions of two
+    """All priors of an episode, equations (5)-(7). No matrix over positions of two
     images is held. With `pool`, no map per shot either: beside the features nothing
     grows with k but the cues at the levels' grids.
 
@@ -118,7 +92,7 @@ def make_priors(
       cue_bg: w- in [0, 1], or bool, at pixel resolution.
       shot_valid: False marks padded shots; their maps are zero and invalid. A shot
         whose cue has no foreground at all is invalid too.
-      text: T of equation (4), see `text_foreground`; None without a text tower.
+      text: T of equation (4), operators.text_foreground; None without a text tower.
       text_valid: False marks episodes without a text cue.
       temperature: tau.
       grid: size of the prior maps.
@@ -167,126 +141,6 @@ def make_priors(
     )
 
 
-def contrast(
-    query: Float[Array, "p q c"],
-    support: Float[Array, "u v c"],
-    foreground: Float[Array, "u v"],
-    background: Float[Array, "u v"],
-) -> Float[Array, "p q"]:
-    """Equation (1), unscaled. `query` and `support` are L2-normalised."""
-    positive = images.unit(images.masked_mean(support, foreground))
-    negative = images.unit(images.masked_mean(support, background))
-    return query @ (positive - negative)
-
-
-def assembly(
-    query: Float[Array, "p q c"],
-    support: Float[Array, "u v c"],
-    foreground: Float[Array, "u v"],
-    background: Float[Array, "u v"],
-    *,
-    temperature: float,
-) -> Float[Array, "p q"]:
-    """Equation (2), unscaled, of `centred` features; zero when no cell is known."""
-    assembled = attention.attend(
-        _flat(query),
-        _flat(support),
-        foreground.reshape(-1, 1),
-        (foreground + background > EMPTY).reshape(-1),
-        temperature=temperature,
-    )
-    return assembled.reshape(query.shape[:2])
-
-
-def propagate(
-    features: Float[Array, "p q c"], maps: Float[Array, "m p q"], *, temperature: float
-) -> Float[Array, "m p q"]:
-    """Equation (3), all maps in one pass over the `centred` features."""
-    flat = _flat(features)
-    values = maps.reshape(len(maps), -1).T
-    everywhere = jnp.ones(len(flat), bool)
-    spread = attention.attend(flat, flat, values, everywhere, temperature=temperature)
-    return spread.T.reshape(maps.shape)
-
-
-def centred(
-    features: Float[Array, "p q c"], of: Float[Array, "u v c"]
-) -> Float[Array, "p q c"]:
-    """q* and s* above: L2-normalised after the mean feature of `of` was taken off.
-
-    What is left of a cell that hardly differs from the mean (a plain wall) is noise:
-    below a share of the whole feature it is not blown up to length one.
-    """
-    rest = features - of.mean(axis=(0, 1), keepdims=True)
-    length, whole = (
-        jnp.sum(jnp.square(x), axis=-1, keepdims=True) for x in (rest, features)
-    )
-    least = jnp.maximum(whole * _LEFT**2, images.EPSILON**2)
-    return rest * jax.lax.rsqrt(jnp.maximum(length, least))
-
-
-def text_foreground(
-    joint: Float[Array, "b p q d"],
-    text: Float[Array, "b n d"],
-    background: Float[Array, "u d"],
-    *,
-    temperature: float,
-) -> Float[Array, "b n p q"]:
-    """Equation (4): probability of each way's text against the background texts.
-
-    All three are normalised here; `temperature` is tau_t, the reciprocal of the model's
-    logit scale unless a config says otherwise.
-    """
-    joint, text, background = map(images.unit, (joint, text, background))
-    wanted = jnp.einsum("bpqd,bnd->bnpq", joint, text) / temperature
-    others = jnp.einsum("bpqd,ud->bpqu", joint, background) / temperature
-    return jax.nn.sigmoid(wanted - jax.nn.logsumexp(others, axis=-1)[:, None])
-
-
-def position_basis(
-    blank: Float[Array, "p q c"], *, components: int
-) -> Float[Array, "c r"]:
-    """B of equation (0): the leading directions in which cells of a blank image differ.
-
-    A blank image has nothing to tell its cells apart but their places. r is
-    `components`, or less where the image has fewer cells or channels; directions that
-    hold nothing but rounding are zero columns, which remove nothing.
-    """
-    flat = images.unit(_flat(blank))
-    flat = flat - flat.mean(axis=0, keepdims=True)
-    _, strength, directions = jnp.linalg.svd(flat, full_matrices=False)
-    count = min(components, len(flat) - 1, flat.shape[1] - 1)
-    real = strength[:count] > jnp.maximum(strength[0] * _RANK, EMPTY)
-    return directions[:count].T * real[None]
-
-
-def without_position(
-    features: Float[Array, "*b c"], basis: Float[Array, "c r"]
-) -> Float[Array, "*b c"]:
-    """Equation (0) on features that are L2-normalised first; not normalised after."""
-    features = images.unit(features)
-    return features - (features @ basis) @ basis.T
-
-
-def similarity(
-    levels: tuple[Float[Array, "b _ _ _"], ...], *, grid: tuple[int, int]
-) -> Float[Array, "b pq pq"]:
-    """Equation (8): how alike any two cells of an image are, in [-1, 1].
-
-    Its shape depends on the grid only, not on the backbone that made the features. It
-    stays a matrix because the decoder applies it at every step, on a small grid.
-    """
-
-    def one(features):
-        own = centred(features, features)
-        flat = _flat(own)
-        return flat @ flat.T
-
-    return sum(jax.vmap(one)(images.resize(each, grid)) for each in levels) / len(
-        levels
-    )
-
-
 def _level(query, shots, valid, same, share, *, temperature, grid, pool):
     """Maps [b n o g p q] at the grid, their spread, and reliability [b n o k].
 
@@ -315,19 +169,20 @@ def _onto(target, shots, which, temperature):
 
     Shots are read from where they lie: neither the scan nor `vmap` copies the others.
     """
-    unit, own = images.unit(target), centred(target, target)
+    unit, own = images.unit(target), operators.centred(target, target)
 
     def shot(i):
         features, *cue = (x[i] for x in shots)
-        assembled = assembly(
-            own, centred(features, target), *cue, temperature=temperature
+        contrasted = operators.contrast(unit, images.unit(features), *cue)
+        assembled = operators.assembly(
+            own, operators.centred(features, target), *cue, temperature=temperature
         )
-        return jnp.stack([contrast(unit, images.unit(features), *cue), assembled])
+        return jnp.stack([contrasted, assembled])
 
     side = min(_side_by_side(target, shots[0]), len(which))
     base = jax.lax.map(shot, which, batch_size=side)
     flat = base.reshape(-1, *base.shape[2:])
-    spread = propagate(own, flat, temperature=temperature).reshape(base.shape)
+    spread = operators.propagate(own, flat, temperature=temperature).reshape(base.shape)
     maps = jnp.concatenate([base, spread], axis=1)
     return images.min_max(jnp.swapaxes(maps, 0, 1))
 
@@ -361,7 +216,8 @@ def _reliability(query, shots, valid, same, share, temperature):
 
     def itself(i):
         unit, cue = images.unit(support[i]), [w[i] for w in cues]
-        return evidence.agreement(images.min_max(contrast(unit, unit, *cue)), *cue)
+        own = images.min_max(operators.contrast(unit, unit, *cue))
+        return evidence.agreement(own, *cue)
 
     alone = jax.lax.map(itself, jnp.arange(count), batch_size=min(count, _BLOCK))
     alone = jnp.broadcast_to(alone, (len(OPERATORS), count))
@@ -418,14 +274,9 @@ def _side_by_side(target, support):
 def _text(query, text, temperature, grid):
     """Text maps [b n t p q] at the grid: T and S(T) by the features of one level."""
     coarse = images.resize_maps(text, query.shape[1:3])
-    own = jax.vmap(centred)(query, query)
-    spread = jax.vmap(lambda f, m: propagate(f, m, temperature=temperature))(
+    own = jax.vmap(operators.centred)(query, query)
+    spread = jax.vmap(lambda f, m: operators.propagate(f, m, temperature=temperature))(
         own, coarse
     )
     maps = [images.resize_maps(images.min_max(m), grid) for m in (text, spread)]
     return jnp.stack(maps, axis=2)
-
-
-def _flat(features):
-    """[p q c] -> [pq c]."""
-    return features.reshape(-1, features.shape[-1])

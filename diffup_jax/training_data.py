@@ -19,6 +19,7 @@ from diffup_jax import __version__, prior_cache
 from diffup_jax import settings as setup
 from diffup_jax.data import cues, episodes, pipeline
 from diffup_jax.data.sources import Source
+from diffup_jax.methods import prior
 from diffup_jax.settings import Settings
 
 # Sections and keys of a config that what a prior cache keeps depends on.
@@ -116,7 +117,9 @@ def open_cache(
         facts["text"] = setup.plain(settings)["text"]
     for name in ("workers", "test_root", "test_split"):
         facts["data"].pop(name)
-    del facts["prior"]["fusion_temperature"]  # what is kept is not fused yet
+    if options.max_shots <= prior.FEW:
+        # Of few shots, what is kept is not fused yet; many are pooled by it.
+        del facts["prior"]["fusion_temperature"]
     prepare = jax.jit(
         jax.shard_map(
             method.prepare,

@@ -8,7 +8,7 @@ Text: an episode names a row of a `TextTable` (text.py) by `class_id` and says b
 `text_valid` that text is a cue. It counts as much as one shot: its two maps together
 have the share of the maps of a shot.
 
-Of many shots (more than _FEW) only the features are held: the backbone sees a few
+Of many shots (more than FEW) only the features are held: the backbone sees a few
 pictures at a time, and the shots of a level and operator become one map and its
 variance. Fusion of these gives what fusion of all maps gives (uapf.py).
 """
@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from diffup_jax import baft, evidence, images, uapf
+from diffup_jax import baft, evidence, images, operators, uapf
 from diffup_jax.backbones import Backbone
 from diffup_jax.methods.text import TextTable
 from diffup_jax.types import Episode, Features
 
 _BINS = 64  # histogram bins of Otsu's threshold
 # With up to so many shots each keeps maps of its own, for training to disturb.
-_FEW = 5
+FEW = 5
 # Pictures of many shots that the backbone sees at once.
 _PICTURES = 8
 
@@ -44,7 +44,7 @@ class Made(NamedTuple):
     (prior_cache.py). Only the shape of `priors` depends on the backbone. floor [b n]:
     of the variance, see uapf.cue_floor; extent [b n 2] and layout [b n p q] of the
     cues, see evidence.py; similarity [b pq pq] of the query's cells, see
-    baft.similarity.
+    operators.similarity.
     """
 
     priors: baft.Priors
@@ -151,7 +151,7 @@ class Prior:
             # Without shots no picture is looked at; below, none is cut from these.
             if k:
                 look = functools.partial(self._levels, params, size=size)
-                shots = look(flat) if k <= _FEW else _in_blocks(look, flat)
+                shots = look(flat) if k <= FEW else _in_blocks(look, flat)
             query += levels
             support += [
                 shot[: b * n * k].reshape(b, n, k, *level.shape[1:])
@@ -169,7 +169,7 @@ class Prior:
             text_valid=text_valid,
             temperature=self.settings.temperature,
             grid=_grid((h, w), self.settings.grid_stride),
-            pool=None if k <= _FEW else self._shot_weights,
+            pool=None if k <= FEW else self._shot_weights,
         )
         return Made(
             priors=priors,
@@ -186,7 +186,9 @@ class Prior:
                 share=priors.share,
                 grid=_grid((h, w), self.settings.grid_stride),
             ),
-            similarity=baft.similarity(tuple(query), grid=self.affinity_grid((h, w))),
+            similarity=operators.similarity(
+                tuple(query), grid=self.affinity_grid((h, w))
+            ),
         )
 
     def fuse(self, made: Made, keep: Bool[Array, "b l o"] | None = None) -> Fused:
@@ -253,7 +255,7 @@ class Prior:
             return found
         bases = self._bases(pictures.shape[1:3])
         levels = {
-            name: baft.without_position(found.levels[name], jnp.asarray(basis))
+            name: operators.without_position(found.levels[name], jnp.asarray(basis))
             for name, basis in bases.items()
         }
         return found._replace(levels=levels)
@@ -292,7 +294,7 @@ class Prior:
                 found = self.backbone(blank, normalised=True).levels
                 self._found[size] = {
                     name: np.asarray(
-                        baft.position_basis(
+                        operators.position_basis(
                             found[name][0], components=self.backbone.debias
                         )
                     )
@@ -310,7 +312,7 @@ class Prior:
         rows: Int[Array, "b n"] = episode.class_id
         known = (rows >= 0) & (rows < len(table.classes))
         text = jnp.asarray(table.classes)[jnp.where(known, rows, 0)]
-        foreground = baft.text_foreground(
+        foreground = operators.text_foreground(
             joint,
             text,
             jnp.asarray(table.backgrounds),

@@ -24,7 +24,7 @@ class TextTable:
     """What a text tower says of a source's classes, and of what is none of them.
 
     classes [c d]: one unit vector per class, row = `Episode.class_id`; backgrounds
-    [u d]: likewise; temperature: tau_t of the softmax between them, see baft.py.
+    [u d]: likewise; temperature: tau_t of the softmax between them, see operators.py.
     """
 
     classes: Float[np.ndarray, "c d"]
