@@ -205,6 +205,7 @@ def test_gradients_are_finite_without_priors():
                 share=jnp.ones((1, 1, 2)),
                 temperature=0.1,
                 floor=jnp.zeros((1, 1)),
+                within=None,
             )
         )
     )(jnp.ones((1, 1, 2, 2, 2)))
