@@ -20,8 +20,6 @@ def get_config(fold=None):
     config.prior.scales = (0.33, 0.5, 0.67)
     # The finest grid the backbone has of an image at its largest size.
     config.prior.affinity_stride = 24
-    # With one shot the self-check says little: nearly uniform weights are better.
-    config.prior.fusion_temperature = 0.5
     config.decoder.size = "S"
     config.decoder.mask_stride = 8
     # Further steps harm classes that were not trained, see docs/results.md.
