@@ -86,7 +86,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "full, 4 steps, 1 sample": {"sampler.steps": 4, "sampler.samples": 1},
     "full, 4 steps, 4 samples": {"sampler.steps": 4, "sampler.samples": 4},
     "full, 10 steps, 1 sample": {"sampler.steps": 10, "sampler.samples": 1},
-    "full, 4 samples of all priors": {"sampler.prior_dropout": 0.0},
+    "full, 4 samples, each of a part of the priors": {
+        "sampler.samples": 4,
+        "sampler.prior_dropout": 0.2,
+    },
     "full, warm start": {"sampler.warm_start": True},
     "full without SCM": {"decoder.scm": False},
     "full without DQM": {"decoder.dqm": False},
