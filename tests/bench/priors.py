@@ -1,12 +1,13 @@
 """Training-free priors of a config, scored where it may be chosen.
 
     python -m tests.bench.priors --config configs/garments.py:0 \
-        --scales 1 --scales 0.5 --scales 0.33,0.5,0.67 [--episodes 160]
+        --scales 1 --scales 0.5 --scales 0.33,0.5,0.67 [--shots 1,5] [--episodes 160]
 
-1-shot mask episodes of base classes on images of the training split (nothing here is
-trained, so all of them may be used), scored by the clean protocol: mIoU of the fused
-mean at its best threshold, for each --scales, and seconds per episode. Novel classes
-and test images are not looked at.
+Mask episodes of base classes on images of the training split (nothing here is trained,
+so all of them may be used), scored by the clean protocol: mIoU of the fused mean at its
+best threshold, for each --scales and number of --shots, and seconds per episode. All
+numbers of shots see the same queries, and fewer shots are the first of more. Novel
+classes and test images are not looked at.
 """
 
 from __future__ import annotations
@@ -22,16 +23,26 @@ from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, protocols, sources
 
 
-def score(config, scales: tuple[float, ...], count: int) -> tuple[float, float]:
-    """Best-threshold mIoU in percent and seconds per episode."""
+def score(
+    config, scales: tuple[float, ...], count: int, *, shots: int, most: int
+) -> tuple[float, float]:
+    """Best-threshold mIoU in percent and seconds per episode.
+
+    shots: the first ones of episodes that are drawn with `most`.
+    """
     config.method = "prior"
     config.prior.scales = scales
     settings = setup.from_config(config)
-    source = setup.open_split(settings, "train", shots=1)
+    source = setup.open_split(settings, "train", shots=most)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     if settings.data.skip_small_classes:
-        base = sources.classes_with_images(source, base, shots=1)
-    draws = episodes.clean_draws(source, base, shots=1, count=count, seed=settings.seed)
+        base = sources.classes_with_images(source, base, shots=most)
+    draws = [
+        draw._replace(supports=tuple(way[:shots] for way in draw.supports))
+        for draw in episodes.clean_draws(
+            source, base, shots=most, count=count, seed=settings.seed
+        )
+    ]
     protocol = protocols.get("clean")
     method = setup.make_method(settings, setup.make_backbone(settings))
     params = {"backbone": method.backbone.params}
@@ -68,15 +79,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
     parser.add_argument("--scales", action="append", required=True)
+    parser.add_argument("--shots", default="1")
     parser.add_argument("--episodes", type=int, default=160)
     options = parser.parse_args()
     path, _, fold = options.config.partition(":")
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    print("scales                    mIoU   s/episode")
+    shots = [int(part) for part in options.shots.split(",")]
+    print("scales                   shots  mIoU   s/episode")
     for text in options.scales:
         scales = tuple(float(part) for part in text.split(","))
-        miou, seconds = score(module.get_config(fold or None), scales, options.episodes)
-        print(f"{text:24s} {miou:5.1f} {seconds:11.3f}", flush=True)
+        for k in shots:
+            config = module.get_config(fold or None)
+            miou, seconds = score(
+                config, scales, options.episodes, shots=k, most=max(shots)
+            )
+            print(f"{text:24s} {k:5d} {miou:5.1f} {seconds:11.3f}", flush=True)
 
 
 if __name__ == "__main__":
