@@ -102,12 +102,11 @@ def open_cache(
       DiffUpError: see prior_cache.open_or_make.
     """
     options = settings.train
-    kept = episodes
     facts = {
         "version": __version__,
         "digest": method.prior.backbone.digest,
         "seed": settings.seed,
-        "episodes": kept,
+        "episodes": episodes,
         "mask_stride": settings.decoder.mask_stride,
         "classes": [source.class_names[c] for c in classes],
         **{name: setup.plain(settings)[name] for name in _CACHED},
@@ -134,7 +133,7 @@ def open_cache(
     def make(first):
         # Episode i is a function of (seed, i): whole batches, the first cut to fit.
         size = options.batch_size
-        steps = -(-kept // size)
+        steps = -(-episodes // size)
         dataset = batches(settings, source, classes, steps=steps)
         with contextlib.closing(
             pipeline.iterate(dataset, workers=settings.data.workers)
@@ -151,7 +150,7 @@ def open_cache(
         Path(folder),
         facts=facts,
         example=example,
-        episodes=kept,
+        episodes=episodes,
         make=make,
     )
     print(

@@ -2,7 +2,7 @@
 
     python -m tests.bench.ablation --config configs/garments.py --on novel \
         --folds 0,1 --seeds 0,1 --out runs/ablation [--rows "one forward;full"] \
-        [--episodes 400] [--kept 6000] [--set train.steps=1000]
+        [--episodes 400] [--kept 6000] [--set train.steps=1000] [--score KEY=VALUE]
 
 Every row trains (or takes from --out what an earlier row or call trained with the same
 settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol, and
@@ -10,7 +10,8 @@ prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, a
 difference to the row "full" with the interval of paired episodes. `--on base` is for
 choosing: classes left out of the training, on held-out training images (trials.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
-scores every decoder once more over another backbone, without training.
+scores every decoder over another backbone, without training; --set changes training and
+scoring, --score scoring alone.
 
 It resumes: what is in --out is not done again. Beside each decoder lies a JSON with the
 scores, so tables can be made again without the data.
@@ -127,8 +128,14 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     learnt = {name: facts[name] for name in ("decoder", "process", "losses", "prior")}
     learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
     learnt |= {"fold": fold, "seed": seed, "on": options.on, "kept": options.kept}
+    settings = setup.from_config(
+        config_of(options.config, {**changes, **options.score}, fold=fold, seed=seed)
+    )
+    facts = setup.plain(settings)
     asked = {"sampler": facts["sampler"], "episodes": options.episodes}
     asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
+    if options.score:
+        asked["score"] = options.score
     name = f"{options.on}-{fold}-{seed}-{trials.key_of(learnt)}"
     file = options.out / f"{name}-{trials.key_of(asked)}.json"
     if not file.exists():
@@ -248,6 +255,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--kept", type=int, default=6000)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--score", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--swap", default="", metavar="NAME=WEIGHTS")
     options = parser.parse_args()
     options.config, _, fold = options.config.partition(":")
@@ -257,10 +265,10 @@ def main() -> None:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise SystemExit(f"unknown rows {unknown}; known: {list(ROWS)}")
-    common = {}
-    for text in options.set:
-        key, _, value = text.partition("=")
-        common[key] = json.loads(value)
+    common, options.score = (
+        {key: json.loads(value) for key, _, value in (x.partition("=") for x in texts)}
+        for texts in (options.set, options.score)
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list] = {}
     for name in names:
