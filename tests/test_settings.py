@@ -93,6 +93,18 @@ def test_a_value_that_cannot_be_is_named(section, key, value, words):
         setup.from_config(config)
 
 
+def test_values_that_cannot_go_together_are_named():
+    config = common.get_config()
+    config.decoder.dqm = False
+    config.sampler.warm_start = True
+    config.losses.from_own = 0.7
+    config.losses.from_prior = 0.6
+    with pytest.raises(DiffUpError, match=r"warm_start: got True.*decoder\.dqm"):
+        setup.from_config(config)
+    with pytest.raises(DiffUpError, match=r"from_prior: got 1\.(29|3).*at most 1"):
+        setup.from_config(config)
+
+
 def test_a_mixture_with_shots_for_its_kinds_and_several_ways_are_fine():
     config = common.get_config()
     config.eval.cues = ("mask+scribble", "box+point+mask")

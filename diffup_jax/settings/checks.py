@@ -53,6 +53,18 @@ def implausible(settings: Settings) -> list[str]:
             "different numbers above 0, at most 4",
         ),
         (
+            not settings.sampler.warm_start or settings.decoder.dqm,
+            "config.sampler.warm_start",
+            settings.sampler.warm_start,
+            "False without decoder.dqm, which tells the quality of the prior",
+        ),
+        (
+            settings.losses.from_own + settings.losses.from_prior <= 1 + 1e-9,
+            "config.losses.from_own + from_prior",
+            settings.losses.from_own + settings.losses.from_prior,
+            "at most 1: what is left is the share of the truth",
+        ),
+        (
             0 <= train.ema_decay < 1,
             "config.train.ema_decay",
             train.ema_decay,
