@@ -6,7 +6,7 @@ less, see baft.py), tau a temperature, f the variance floor of the cue.
 
     (1) w_i    = v_i c_i exp(r_i / tau) / sum_j v_j c_j exp(r_j / tau)
     (2) mu     = sum_i w_i P_i
-    (3) var    = min(sum_i w_i (P_i - mu)^2 + f, MAX_VARIANCE)
+    (3) var    = min(sum_i w_i [D (P_i - mu)^2 + O P_i (1 - P_i)] + f, MAX_VARIANCE)
     (4) no valid prior: mu = 1/2, var = MAX_VARIANCE
 
 Priors may come pooled: a group G of them (the many shots of a level and operator) as
@@ -14,7 +14,13 @@ one map mu_G with the variance var_G within, both by weights (1) among themselve
 stands for all of them (the law of total variance):
 
     (5) r_G = tau log sum_i v_i c_i exp(r_i / tau),  c_G = 1
-    (6) var = min(sum_G w_G ((mu_G - mu)^2 + var_G) + f, MAX_VARIANCE)
+    (6) sum_i w_i (P_i - mu)^2 = sum_G w_G ((mu_G - mu)^2 + var_G) =: between
+        sum_i w_i P_i (1 - P_i) = mu (1 - mu) - between
+
+var is to be the expected squared error of mu. How much the priors disagree (D) says
+little about that: all of them are wrong together, worst for scribbles and points. What
+each leaves open itself (O) says more, as P (1 - P) is the variance of a pixel that is
+foreground with probability P. D and O are fitted, see docs/results.md.
 
 That the priors are turned into a mean and a variance map is DiffUp's
 (arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
@@ -28,6 +34,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Largest variance of a value in [0, 1].
 MAX_VARIANCE = 0.25
+
+# O and D of equation (3): its two sums regressed on squared errors of mu, base classes.
+LEFT_OPEN = 0.6
+DISAGREED = 0.2
 
 # Variance that is left when every prior agrees, by index into types.CUES: one lone
 # prior from a point is less certain than one from a mask. Rising; our choice.
@@ -55,8 +65,11 @@ def fuse(
     spread = jnp.square(maps - mean[:, :, None])
     if within is not None:
         spread = spread + within
-    spread = jnp.einsum("bnm,bnmpq->bnpq", weights, spread)
-    variance = jnp.minimum(spread + floor[:, :, None, None], MAX_VARIANCE)
+    between = jnp.einsum("bnm,bnmpq->bnpq", weights, spread)
+    # Not below zero by rounding, where every prior says the same.
+    left_open = jnp.maximum(mean * (1 - mean) - between, 0)
+    variance = DISAGREED * between + LEFT_OPEN * left_open + floor[:, :, None, None]
+    variance = jnp.minimum(variance, MAX_VARIANCE)
     known = valid.any(axis=2)[:, :, None, None]
     return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)
 

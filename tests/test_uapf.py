@@ -64,7 +64,10 @@ def test_against_a_plain_sum(seed):
         w = np.where(valid[b, 0], np.exp(r[b, 0] / 0.1), 0)
         w = w / w.sum()
         mu = sum(w[i] * maps[b, 0, i] for i in range(5))
-        var = sum(w[i] * (maps[b, 0, i] - mu) ** 2 for i in range(5)) + 0.01
+        var = 0.01
+        for weight, p in zip(w, maps[b, 0], strict=True):
+            var = var + weight * uapf.DISAGREED * (p - mu) ** 2
+            var = var + weight * uapf.LEFT_OPEN * p * (1 - p)
         np.testing.assert_allclose(mean[b, 0], mu, atol=1e-5)
         np.testing.assert_allclose(variance[b, 0], np.minimum(var, 0.25), atol=1e-5)
 
@@ -83,12 +86,37 @@ def test_copies_at_a_part_of_the_share_are_one_prior(seed):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
-def test_equal_priors_leave_only_the_floor(seed):
+def test_equal_priors_are_as_unsure_as_one_of_them(seed):
     one, valid, r = case(seed)
     maps = np.repeat(one[:, :, :1], one.shape[2], axis=2)
     mean, variance = fuse(maps, valid, r)
     np.testing.assert_allclose(mean, maps[:, :, 0], atol=1e-6)
+    _, alone = fuse(one[:, :, :1], valid[:, :, :1], r[:, :, :1])
+    np.testing.assert_allclose(variance, alone, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_certain_priors_that_agree_leave_only_the_floor(seed):
+    one, valid, r = case(seed)
+    maps = np.repeat(one[:, :, :1].round(), one.shape[2], axis=2)
+    mean, variance = fuse(maps, valid, r)
+    np.testing.assert_allclose(mean, maps[:, :, 0], atol=1e-6)
     np.testing.assert_allclose(variance, 0.01, atol=1e-6)
+
+
+def test_a_prior_that_decides_less_is_less_sure():
+    maps = np.array([[0.05, 0.3], [0.5, 0.98]])[None, None, None]
+    _, variance = fuse(maps, np.ones((1, 1, 1), bool), np.zeros((1, 1, 1)))
+    assert np.argsort(np.ravel(variance)).tolist() == [3, 0, 1, 2]
+
+
+@pytest.mark.parametrize("agreed", [0.0, 1.0])
+def test_priors_that_disagree_are_less_sure_than_certain_ones(agreed):
+    every = np.ones((1, 1, 2), bool), np.zeros((1, 1, 2))
+    _, sure = fuse(np.full((1, 1, 2, 1, 1), agreed), *every)
+    _, unsure = fuse(np.reshape([0.0, 1.0], (1, 1, 2, 1, 1)), *every)
+    assert unsure.item() > sure.item()
 
 
 @settings(max_examples=20, deadline=None)
@@ -160,9 +188,11 @@ def test_the_reliable_prior_weighs_more():
 
 
 def test_variance_never_exceeds_what_is_possible():
-    maps = np.stack([np.zeros((2, 2)), np.ones((2, 2))])[None, None]
-    _, variance = fuse(maps, np.ones((1, 1, 2), bool), np.zeros((1, 1, 2)))
-    np.testing.assert_allclose(variance, uapf.MAX_VARIANCE)
+    maps = np.full((1, 1, 2, 2, 2), 0.5)
+    every = np.ones((1, 1, 2), bool), np.zeros((1, 1, 2))
+    assert float(fuse(maps, *every)[1].max()) < uapf.MAX_VARIANCE
+    _, variance = fuse(maps, *every, floor=0.2)
+    np.testing.assert_array_equal(variance, uapf.MAX_VARIANCE)
 
 
 def floor(kinds, valid, text=False):

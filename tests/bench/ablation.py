@@ -103,10 +103,12 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(path: str, changes: dict[str, Any], *, fold: int, seed: int) -> Any:
-    """The config file of `path` with a fold, a seed and dotted changes."""
+def config_of(
+    path: str, changes: dict[str, Any], *, fold: int | None, seed: int
+) -> Any:
+    """The config file of `path` with a fold (None: its own), a seed, dotted changes."""
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config = module.get_config(str(fold))
+    config = module.get_config() if fold is None else module.get_config(str(fold))
     config.seed = seed
     for name, value in changes.items():
         *sections, key = name.split(".")

@@ -13,10 +13,12 @@ maps, u a map that claims to be E[(mu - y)^2]:
     rank          Spearman correlation of u with (mu - y)^2 over pixels
     AUROC         of "this pixel is wrong at Otsu's threshold", by u, equation (5)
 
-for u = sigma^2 and, to compare, c sigma^2 with the c that makes the means over these
-very pixels equal (whether the shape is right where the scale is not), and mu (1 - mu),
-the variance of a pixel that is foreground with probability mu. One pixel in 16 is taken
-(every fourth row and column).
+for u = sigma^2 and, to compare, its first sum alone (how much the priors disagree),
+c sigma^2 with the c that makes the means over these very pixels equal (whether the
+shape is right where the scale is not), and mu (1 - mu), the variance of a pixel that is
+foreground with probability mu. "fit" is the D >= 0 and O >= 0 of equation (3) of
+uapf.py that have the least squares here, floor kept. One pixel in 16 is taken (every
+fourth row and column).
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ import importlib
 
 import jax
 import numpy as np
+from scipy import optimize
 
-from diffup_jax import evaluation
+from diffup_jax import evaluation, uapf
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.types import CUES
 
 STRIDE = 4
 # Bins of sigma^2 in the table: the floors of the cues lie between the first ones.
@@ -95,9 +99,14 @@ def auroc(values: np.ndarray, wrong: np.ndarray) -> float:
 
 
 def report(cue: str, found: np.ndarray) -> None:
-    """Print the reliability table and the line of each claim."""
+    """Print the reliability table, the line of each claim and the fit."""
     mean, variance, truth, wrong = found
     error = np.square(mean - truth)
+    floor = uapf.FLOORS[CUES.index(cue)]
+    # Equation (3) solved for its first sum; the maps were resized since, so nearly.
+    whole = mean * (1 - mean)
+    between = uapf.LEFT_OPEN * whole + floor - variance
+    between = np.clip(between / (uapf.LEFT_OPEN - uapf.DISAGREED), 0, whole)
     print(f"\n{cue}: {len(mean)} pixels, {100 * truth.mean():.1f} % foreground, "
           f"{100 * wrong.mean():.1f} % wrong")  # fmt: skip
     print("  sigma^2 in        mean   (mu-y)^2   ratio   % of pixels")
@@ -114,8 +123,9 @@ def report(cue: str, found: np.ndarray) -> None:
     scale = error.mean() / variance.mean()
     claims = {
         "sigma^2": variance,
+        "disagreement": between,
         f"{scale:.2f} sigma^2": scale * variance,
-        "mu (1 - mu)": mean * (1 - mean),
+        "mu (1 - mu)": whole,
     }
     for name, claimed in claims.items():
         rank = np.corrcoef(ranks(claimed), ranks(error))[0, 1]
@@ -124,6 +134,9 @@ def report(cue: str, found: np.ndarray) -> None:
             f"{gap(claimed, error):7.4f} {rank:7.2f} {auroc(claimed, wrong):7.3f}",
             flush=True,
         )
+    sums = np.stack([between, whole - between], axis=1)
+    (disagreed, left_open), _ = optimize.nnls(sums, error - floor)
+    print(f"  fit: D = {disagreed:.2f}, O = {left_open:.2f}", flush=True)
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
     python -m tests.bench.correction --config configs/garments.py:0 \
         --workdir runs/garments_f0 [--clicks 3] [--episodes 400] [--on novel|base]
 
+Instead of the folder of a run, --decoder FILE.npz takes a decoder that
+tests.bench.ablation trained.
+
 1-shot mask episodes, one way, scored at the network's size. After every prediction the
 simulated user clicks once: on the largest connected component of the error, at the
 point of it that is furthest from its border, with a disc of 5 px (at 384) that stays
@@ -24,6 +27,7 @@ import argparse
 import contextlib
 import importlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -36,6 +40,7 @@ from diffup_jax import metrics, scoring
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, protocols, rasters, sources
 from diffup_jax.methods.correction import Strokes
+from tests.bench import trials
 
 _RADIUS = 5 / 384  # of a click, in image sides
 _RESAMPLES = 1000
@@ -95,12 +100,21 @@ def base_cases(settings) -> Cases:
     return Cases(held_out, draws, tuple(sorted({d.class_ids[0] for d in draws})))
 
 
-def score(settings, workdir: str, cases: Cases, clicks: int):
-    """States after 0..clicks clicks, those of the painted peer, seconds per answer."""
+def load(settings, options):
+    """The method and its parameters, of a run or of an ablation."""
     backbone = setup.make_backbone(settings)
     method = setup.make_method(settings, backbone)
-    params, decoder = scoring.load(settings, method, backbone, workdir)
-    print(f"decoder {decoder}, backbone {backbone.name} {backbone.digest}", flush=True)
+    if options.workdir:
+        params, name = scoring.load(settings, method, backbone, options.workdir)
+    else:
+        found = trials.trained(settings, method, None, None, file=options.decoder)
+        params, name = {"backbone": backbone.params, **found}, options.decoder.stem
+    print(f"decoder {name}, backbone {backbone.name} {backbone.digest}", flush=True)
+    return method, params
+
+
+def score(settings, method, params, cases: Cases, clicks: int):
+    """States after 0..clicks clicks, those of the painted peer, seconds per answer."""
     size = (settings.data.image_size,) * 2
     prepare = jax.jit(method.prepare)
     first = jax.jit(lambda *a: method.predict_prepared(*a, size))
@@ -174,11 +188,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
-    parser.add_argument("--workdir", required=True, help="folder of the trained run")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--workdir", help="folder of the trained run")
+    of.add_argument("--decoder", type=Path, help="or a decoder that ablation trained")
     parser.add_argument("--clicks", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--on", choices=("novel", "base"), default="novel")
     options = parser.parse_args()
+    if options.decoder and not options.decoder.is_file():
+        parser.error(f"--decoder: there is no file {str(options.decoder)!r}")
     path, _, fold = options.config.partition(":")
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     config = module.get_config(fold or None)
@@ -195,7 +213,8 @@ def main() -> None:
         f"{settings.eval.seed}, {settings.data.image_size} px, {device}",
         flush=True,
     )
-    answers, painted, seconds = score(settings, options.workdir, cases, options.clicks)
+    method, params = load(settings, options)
+    answers, painted, seconds = score(settings, method, params, cases, options.clicks)
     print("clicks  mIoU                   painted only")
     for number, states in enumerate(zip(answers, painted, strict=True)):
         told = []

@@ -1,0 +1,108 @@
+"""What further steps of the sampler cost a whole prediction.
+
+    python -m tests.bench.steps --config configs/coco_fold0.py [--steps 1,10] \
+        [--repeats 5] [--set decoder.size='"S"']
+
+One 1-shot episode of the config's image size in one compiled `predict`: backbone
+(random weights, they cost the same), BAFT, UAPF, decoder, `samples` of the config. The
+numbers of steps take turns within one run; read the ratio to the first. The last line
+is (t_last - t_first) / (steps apart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from diffup_jax import settings as setup
+from diffup_jax.types import Episode
+from tests.bench.ablation import config_of
+
+
+def episode_of(size: int, seed: int) -> Episode:
+    """Noise with a box of foreground: costs do not depend on what is seen."""
+    random = np.random.default_rng(seed)
+    cue = np.zeros((1, 1, 1, size, size), bool)
+    cue[..., size // 4 : size // 2, size // 4 : size // 2] = True
+    return Episode(
+        query=random.integers(256, size=(1, size, size, 3), dtype=np.uint8),
+        query_mask=cue[:, :, 0],
+        query_valid=np.ones((1, size, size), bool),
+        support=random.integers(256, size=(1, 1, 1, size, size, 3), dtype=np.uint8),
+        cue_fg=cue,
+        cue_bg=~cue,
+        cue_kind=np.zeros((1, 1, 1), np.int32),
+        text_ids=np.zeros((1, 1, 1), np.int32),
+        shot_valid=np.ones((1, 1, 1), bool),
+        text_valid=np.zeros((1, 1), bool),
+        class_id=np.zeros((1, 1), np.int32),
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
+    parser.add_argument("--steps", default="1,10")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    path, _, fold = options.config.partition(":")
+    counts = [int(x) for x in options.steps.split(",")]
+    changes = {"backbone.weights": "random"}
+    for text in options.set:
+        key, _, value = text.partition("=")
+        changes[key] = json.loads(value)
+    runs = {}
+    for count in counts:
+        config = config_of(
+            path,
+            {**changes, "sampler.steps": count},
+            fold=int(fold) if fold else None,
+            seed=0,
+        )
+        settings = setup.from_config(config)
+        method = setup.make_method(settings, setup.make_backbone(settings))
+        episode = episode_of(settings.data.image_size, seed=0)
+        params = method.init(jax.random.key(0), episode)
+        keys = jax.random.split(jax.random.key(1), 1)
+        arguments = jax.device_put((params, keys, episode))
+        began = time.monotonic()
+        compiled = jax.jit(method.predict).lower(*arguments).compile()
+        print(
+            f"{count} steps: compiled in {time.monotonic() - began:.1f} s", flush=True
+        )
+        runs[count] = (compiled, arguments, [])
+    for repeat in range(options.repeats + 1):
+        for compiled, arguments, seconds in runs.values():
+            began = time.monotonic()
+            jax.block_until_ready(compiled(*arguments))
+            if repeat:  # the first call warms up
+                seconds.append(time.monotonic() - began)
+    size = settings.data.image_size
+    print(
+        f"{settings.backbone.name} at {size} x {size}, decoder "
+        f"{settings.decoder.size}, mask stride {settings.decoder.mask_stride}, "
+        f"{settings.sampler.samples} samples; {jax.devices()[0].device_kind}, "
+        f"medians of {options.repeats}"
+    )
+    medians = {count: statistics.median(run[2]) for count, run in runs.items()}
+    for count, seconds in medians.items():
+        ratio = seconds / medians[counts[0]]
+        print(f"{count:3d} steps: {1000 * seconds:8.1f} ms, {ratio:.2f} x")
+    if len(counts) > 1:
+        apart = medians[counts[-1]] - medians[counts[0]]
+        print(
+            f"a step of the decoder: {1000 * apart / (counts[-1] - counts[0]):.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
