@@ -8,7 +8,8 @@ Every row trains (or takes from --out what an earlier row or call trained with t
 settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol, and
 prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, and the
 difference to the row "full" with the interval of paired episodes. `--on base` is for
-choosing: classes left out of the training, on held-out training images (trials.py).
+choosing: classes left out of the training, on held-out training images; `--on seen`
+scores the decoders of `--on novel` on the classes that trained them (trials.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
 scores every decoder over another backbone, without training; --set changes training and
 scoring, --score scoring alone.
@@ -129,7 +130,8 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     facts = setup.plain(settings)
     learnt = {name: facts[name] for name in ("decoder", "process", "losses", "prior")}
     learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
-    learnt |= {"fold": fold, "seed": seed, "on": options.on, "kept": options.kept}
+    trained = "novel" if options.on == "seen" else options.on
+    learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
     settings = setup.from_config(
         config_of(options.config, {**changes, **options.score}, fold=fold, seed=seed)
     )
@@ -138,7 +140,9 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
     if options.score:
         asked["score"] = options.score
-    name = f"{options.on}-{fold}-{seed}-{trials.key_of(learnt)}"
+    if options.on == "seen":
+        asked["on"] = options.on
+    name = f"{trained}-{fold}-{seed}-{trials.key_of(learnt)}"
     file = options.out / f"{name}-{trials.key_of(asked)}.json"
     if not file.exists():
         found = _scored(options, settings, options.out / "decoders" / f"{name}.npz")
@@ -247,7 +251,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
-    parser.add_argument("--on", choices=["novel", "base"], default="novel")
+    parser.add_argument("--on", choices=["novel", "seen", "base"], default="novel")
     parser.add_argument("--folds", default="", help="0,1; default: the config's FOLD")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", default="", help="names of ROWS, by ;; default: all")

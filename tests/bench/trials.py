@@ -1,11 +1,13 @@
 """One decoder trained and scored on kept priors: what ablations are made of.
 
 The backbone is frozen, so its part of every training and test episode is made once
-(diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Two places
-to score on:
+(diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Three
+places to score on:
 
     novel   as train.py and eval.py do: base classes of the fold on the kept training
             images train, novel classes on test images are scored
+    seen    the same decoders, test images and protocol, but the classes that trained:
+            what a class gains that the decoder has nothing left to generalise to
     base    for choosing: classes of another fold (the next one) are left out of the
             training beside the novel ones and scored on held-out training images, so
             that neither novel classes nor test images are looked at
@@ -57,8 +59,8 @@ class Kept(NamedTuple):
 class Place:
     """Where a decoder is trained and scored.
 
-    `on` is "novel" or "base"; `train` the images, `classes` that train; `test` the
-    images, `scored` the classes and `draws` the episodes that are scored.
+    `on` is "novel", "seen" or "base"; `train` the images, `classes` that train; `test`
+    the images, `scored` the classes and `draws` the episodes that are scored.
     """
 
     on: str
@@ -75,14 +77,15 @@ class Place:
 
 
 def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
-    """`count` clean 1-way episodes of the settings' fold, on "novel" or on "base"."""
+    """`count` clean 1-way episodes of the settings' fold; `on` as in the docstring."""
     source = setup.open_split(settings, "train", shots=1)
     fold = settings.data.fold
     base = sources.fold_classes(source, fold, role="base")
-    if on == "novel":
+    if on in ("novel", "seen"):
         train, _ = sources.hold_out(source, settings.data.val_fraction)
         test = setup.open_split(settings, "test", shots=shots)
-        scored = sources.fold_classes(test, fold, role="novel")
+        role = "novel" if on == "novel" else "base"
+        scored = sources.fold_classes(test, fold, role=role)
         novel = sources.fold_classes(source, fold, role="novel")
         every, classes = (*base, *novel), base
     else:
