@@ -1,21 +1,11 @@
 """F4: DiffUp. The fused prior conditions a diffusion decoder that draws the mask.
 
-Symbols: M the mask at resolution R, s the signal scale, x_0 = s (2M - 1),
-m = s (2 mu - 1), lambda the strength of the condition in the forward process.
-
-    (1) x_t = forward(z, t, eps, lambda m),  z drawn from {own x0_hat, m, x_0}
-    (2) loss = BCE + Dice of the logits against M
-               + lambda_e |e_hat - |clip(x_t/s) - (2M - 1)| / 2|
-               + lambda_q |q_hat - IoU(x_t > 0, M)|
-
-Training from x_0 alone teaches the network to trust x_t, which while sampling carries
-its own mistakes: then every further step made masks worse (measured, see docs). So z is
-what will really be there: the network's own answer or the prior, next to the truth, and
-t leans to noise. The own answer of a first pass, gradients stopped, is also the
-previous x0_hat (self-conditioning, arXiv 2208.04202) in a share of the draws.
+What of an episode depends on nothing that is trained is `prepare`d once; the decoder
+is trained on it (objective.py), or asked for samples of the mask, one `lax.scan` over
+the times of the chain for all of them.
 
 One decoder over a frozen backbone, mean/variance condition and priors as intermediate
-states of the chain: arXiv 2407.16182. Losses and draws: this project's choice.
+states of the chain: arXiv 2407.16182. The sampler: this project's choice.
 """
 
 from __future__ import annotations
@@ -29,11 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffup_jax import diffusion, images
-from diffup_jax.methods import correction
+from diffup_jax.methods import correction, objective
 from diffup_jax.methods.correction import Strokes
 from diffup_jax.methods.disturbance import Draws, disturb
+from diffup_jax.methods.objective import LossSettings, ProcessSettings, facts_of
 from diffup_jax.types import DiffUpError, Episode
-from diffup_jax.uqdd import UQDD, Decoded, Facts
+from diffup_jax.uqdd import UQDD, Facts
 
 
 @runtime_checkable
@@ -73,17 +64,6 @@ class DecoderSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProcessSettings:
-    """The diffusion process.
-
-    signal_scale: s; condition_strength: lambda, 0 = plain DDPM.
-    """
-
-    signal_scale: float
-    condition_strength: float
-
-
-@dataclasses.dataclass(frozen=True)
 class SamplerSettings:
     """How masks are drawn.
 
@@ -98,32 +78,6 @@ class SamplerSettings:
     samples: int
     warm_start: bool
     prior_dropout: float
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """What training draws and how it weighs.
-
-    time_bias: t = u^(1/time_bias); 1 = uniform, larger = nearer to noise.
-    pure_noise: share of draws at t = 1 exactly.
-    from_own, from_prior: shares of z in equation (1); the rest is the truth.
-    self_conditioning: share of draws that see the previous x0_hat.
-    prior_dropout: probability of leaving out each (level, operator) pair, and each
-      text operator.
-    prior_gamma: standard deviation of log gamma in the distortion P -> P^gamma.
-    dice, error, quality: weights of the loss terms.
-    """
-
-    time_bias: float
-    pure_noise: float
-    from_own: float
-    from_prior: float
-    self_conditioning: float
-    prior_dropout: float
-    prior_gamma: float
-    dice: float
-    error: float
-    quality: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +120,7 @@ class DiffUp:
     def loss(
         self, params: dict, keys: Key[Array, " b"], episode: Episode
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean over episodes and ways of equation (2); no collective inside.
+        """Mean over episodes and ways of objective.py's (2); no collective inside.
 
         Args:
           keys: one per episode, so that the draws do not depend on the batch.
@@ -199,53 +153,14 @@ class DiffUp:
             dropout=self.losses.prior_dropout,
             log_gamma=self.losses.prior_gamma,
         )
-        state = jax.lax.stop_gradient(state)
-        return self._decoder_loss(params, draws, state)
-
-    def _decoder_loss(self, params, draws, state):
-        """Equations (1) and (2) from what the decoder sees."""
-        s = self.process.signal_scale
-        target, valid = state["target"], state["valid"]
-        apply = lambda p, name, *a: self._network.apply(  # noqa: E731
-            {"params": p}, *a, method=name
+        return objective.loss(
+            self._network,
+            params["decoder"],
+            draws,
+            jax.lax.stop_gradient(state),
+            losses=self.losses,
+            process=self.process,
         )
-        condition = apply(params["decoder"], "condition", _facts(state))
-        b = draws.count
-        n = len(target) // b
-        shift = self.process.condition_strength * s * (2 * state["mean"] - 1)
-        prior = s * (2 * state["mean"] - 1)
-        truth = s * (2 * target - 1)
-
-        def draw(name, f, *tail):
-            """One draw per episode and way, flattened to [b n, ...]."""
-            drawn = draws(name, f, (n, *tail))
-            return drawn.reshape(b * n, *tail)
-
-        u = draw("time", jax.random.uniform)
-        t = jnp.where(
-            draw("pure", jax.random.uniform) < self.losses.pure_noise,
-            1.0,
-            u ** (1 / self.losses.time_bias),
-        )
-        own = jnp.zeros_like(target)
-        if self.losses.from_own or self.losses.self_conditioning:
-            # First pass: the network's own answer from a noisier time, as in the chain.
-            t_first = t + (1 - t) * draw("first", jax.random.uniform)
-            noise = draw("noise first", jax.random.normal, *target.shape[1:])
-            x_first = diffusion.forward(prior, t_first, noise=noise, shift=shift)
-            frozen = jax.lax.stop_gradient((params["decoder"], condition))
-            first = apply(frozen[0], "denoise", frozen[1], x_first / s, t_first, own)
-            own = jax.lax.stop_gradient(jnp.tanh(first.logits / 2))
-
-        which = draw("source", jax.random.uniform)[:, None, None]
-        z = jnp.where(which < self.losses.from_own, s * own, prior)
-        z = jnp.where(which < self.losses.from_own + self.losses.from_prior, z, truth)
-        noise = draw("noise", jax.random.normal, *target.shape[1:])
-        x = diffusion.forward(z, t, noise=noise, shift=shift)
-        seen = draw("self", jax.random.uniform) < self.losses.self_conditioning
-        previous = jnp.where(seen[:, None, None], own, 0.0)
-        out = apply(params["decoder"], "denoise", condition, x / s, t, previous)
-        return self._terms(out, x / s, target, valid)
 
     def predict(
         self,
@@ -316,7 +231,7 @@ class DiffUp:
             )
             if said is not None:
                 seen = correction.corrected(said, seen)
-        condition = apply("condition", _facts(seen))
+        condition = apply("condition", facts_of(seen))
         mean = seen["mean"]
         start = self._start(apply, mean)
         if not self.sampler.prior_dropout:
@@ -424,34 +339,3 @@ class DiffUp:
         return diffusion.matched_time(
             quality, foreground, scale=self.process.signal_scale
         )
-
-    def _terms(self, out: Decoded, x, target, valid):
-        """Equation (2), each term averaged over the batch."""
-        pixels = jnp.maximum(valid.sum(axis=(1, 2)), 1e-6)
-
-        def over_pixels(values):
-            return ((values * valid).sum(axis=(1, 2)) / pixels).mean()
-
-        logits = out.logits
-        bce = jnp.logaddexp(0.0, logits) - target * logits
-        prob = jax.nn.sigmoid(logits)
-        overlap = (prob * target * valid).sum(axis=(1, 2))
-        mass = ((prob + target) * valid).sum(axis=(1, 2))
-        shown = jnp.clip(x, -1, 1)
-        error = jnp.abs(shown - (2 * target - 1)) / 2
-        hard, truth = (x > 0) * valid, (target > 0.5) * valid
-        union = jnp.maximum(hard, truth).sum(axis=(1, 2))
-        iou = (hard * truth).sum(axis=(1, 2)) / jnp.maximum(union, 1e-6)
-        terms = {
-            "bce": over_pixels(bce),
-            "dice": (1 - (2 * overlap + 1) / (mass + 1)).mean(),
-            "error": over_pixels(jnp.abs(out.error - error)),
-            "quality": jnp.abs(out.quality - iou).mean(),
-        }
-        weights = {name: getattr(self.losses, name) for name in list(terms)[1:]}
-        loss = terms["bce"] + sum(weights[name] * terms[name] for name in weights)
-        return loss, terms
-
-
-def _facts(state) -> Facts:
-    return Facts(*(state[name] for name in Facts._fields))
