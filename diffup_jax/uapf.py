@@ -20,7 +20,8 @@ stands for all of them (the law of total variance):
 var is to be the expected squared error of mu. How much the priors disagree (D) says
 little about that: all of them are wrong together, worst for scribbles and points. What
 each leaves open itself (O) says more, as P (1 - P) is the variance of a pixel that is
-foreground with probability P. D and O are fitted, see docs/results.md.
+foreground with probability P. It says little where the cut that suits the priors is far
+from 1/2. How D and O were set, and where they fail: docs/results.md.
 
 That the priors are turned into a mean and a variance map is DiffUp's
 (arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
@@ -35,7 +36,8 @@ from jaxtyping import Array, Bool, Float, Int
 # Largest variance of a value in [0, 1].
 MAX_VARIANCE = 0.25
 
-# O and D of equation (3): its two sums regressed on squared errors of mu, base classes.
+# O and D of equation (3), set so that the mean of var is that of (mu - y)^2 on base
+# classes of photographs.
 LEFT_OPEN = 0.6
 DISAGREED = 0.2
 
