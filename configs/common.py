@@ -109,8 +109,8 @@ def get_config() -> ConfigDict:
                 "prior_dropout": 0.0,
             },
             "losses": {
+                "first_step": 0.5,
                 "time_bias": 2.0,
-                "pure_noise": 0.3,
                 "from_own": 0.4,
                 "from_prior": 0.35,
                 "self_conditioning": 0.5,

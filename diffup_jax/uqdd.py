@@ -6,7 +6,7 @@ the cues (baft.py), the RGB query, a query self-similarity (a matrix over positi
 and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
 
     (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, layout, RGB])  static
-        h_0 = W x_t + E e_0                                              stem
+        h_0 = W sqrt(abar(t)) x_t + E e_0                                stem
     (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
     (3) e_hat, q_hat = DQM(x_t);  error map and IoU of what x_t shows
@@ -14,6 +14,10 @@ and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
     (4) logits   = U-Net(x_t) + u (2 mu - 1) + v, 7 stages: 3 down, middle, 3 up;
         x0_hat   = tanh(logits / 2)
     (5) A_j = softmax(exp(s_j) S - exp(d_j) D^2), heads j;  h <- h + O [A_j V h]_j
+
+In (1) sqrt(abar) x_t is the best linear estimate of x_0 that x_t alone allows (both of
+variance one): pure noise, of which nothing can be learnt, is not seen at all, so that
+the first step answers as a network does that was trained without noise.
 
 In (5) S is the similarity of the query's cells, D their distance on its grid, and A_j
 lets cells that look alike to the backbone share what the decoder found: in the pyramid,
@@ -35,7 +39,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffup_jax import images
+from diffup_jax import diffusion, images
 from diffup_jax.layers import Conv, norm, time_features
 
 # Stage i of the U-Net works at pyramid level STAGE_LEVELS[i]: resolution R / 2^level.
@@ -222,7 +226,8 @@ class UQDD(nn.Module):
                 h = self.share(h, condition.alike)
             return h
 
-        h = self.stem(x[..., None]) + condition.entry
+        told = diffusion.signal(t)[:, None, None] * x
+        h = self.stem(told[..., None]) + condition.entry
         skips = []
         for i in range(3):
             h = stage(i, h)

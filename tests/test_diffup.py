@@ -26,7 +26,7 @@ PRIOR = prior.Prior(
 )
 LOSSES = diffup.LossSettings(
     time_bias=2.0,
-    pure_noise=0.3,
+    first_step=0.5,
     from_own=0.4,
     from_prior=0.35,
     self_conditioning=0.5,

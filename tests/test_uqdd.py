@@ -99,6 +99,21 @@ def test_without_dqm_nothing_is_said_of_the_state():
     assert not out.error.any() and not out.quality.any()
 
 
+def test_pure_noise_is_not_seen():
+    """At t = 1 x_t says nothing, so nothing is taken from it but DQM's estimates."""
+    net = network(dqm=False)
+    params = parameters(net)
+    given = inputs()
+
+    def at(t, x):
+        return net.apply(params, **{**given, "t": jnp.full(2, t), "x": x}).logits
+
+    other = -given["x"]
+    first, second = at(1.0, given["x"]), at(1.0, other)
+    np.testing.assert_allclose(first, second, atol=1e-4 * float(jnp.abs(first).max()))
+    assert float(jnp.abs(at(0.5, given["x"]) - at(0.5, other)).max()) > 1e-2
+
+
 def test_alike_cells_share():
     """Rows of A sum to one; cells that are alike outweigh others at equal distance."""
     side = 4

@@ -120,7 +120,7 @@ class DiffUp:
     def loss(
         self, params: dict, keys: Key[Array, " b"], episode: Episode
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean over episodes and ways of objective.py's (2); no collective inside.
+        """Mean over episodes and ways of objective.py's (4); no collective inside.
 
         Args:
           keys: one per episode, so that the draws do not depend on the batch.

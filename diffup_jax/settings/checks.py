@@ -137,7 +137,7 @@ def implausible(settings: Settings) -> list[str]:
         "augment.grey": settings.augment.grey,
         **{
             f"losses.{name}": getattr(settings.losses, name)
-            for name in ("pure_noise", "from_own", "from_prior")
+            for name in ("first_step", "from_own", "from_prior")
             + ("self_conditioning", "prior_dropout")
         },
     }

@@ -35,17 +35,15 @@ from tests.bench import trials
 
 # One regression step: nothing is noised, no state is seen, no answer is fed back.
 _ONE_FORWARD = {
-    "losses.pure_noise": 1.0,
-    "losses.from_own": 0.0,
-    "losses.from_prior": 0.0,
-    "losses.self_conditioning": 0.0,
+    "losses.first_step": 1.0,
     # x_t / s is what the network sees: noise of this little is none.
     "process.signal_scale": 1e6,
     "sampler.steps": 1,
     "sampler.samples": 1,
 }
+# Diffusion as usual, then one cure after the other: a row has all of those above it.
 _PLAIN = {
-    "losses.pure_noise": 0.0,
+    "losses.first_step": 0.0,
     "losses.time_bias": 1.0,
     "losses.from_own": 0.0,
     "losses.from_prior": 0.0,
@@ -55,11 +53,17 @@ _PLAIN = {
     "sampler.samples": 1,
     "sampler.eta": 0.0,
 }
-# What the config has, so that a row names only what it changes.
-_OWN = ("losses.from_own", "losses.from_prior")
-_BIASED = {k: v for k, v in _PLAIN.items() if "pure" not in k and "bias" not in k}
-_STATES = {k: v for k, v in _BIASED.items() if k not in _OWN}
-_FRESH = {k: v for k, v in _STATES.items() if k != "sampler.eta"}
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The row with these settings left as the config has them."""
+    return {key: value for key, value in row.items() if key not in names}
+
+
+_BIASED = _without(_PLAIN, "losses.time_bias")
+_STATES = _without(_BIASED, "losses.from_own", "losses.from_prior")
+_FRESH = {**_STATES, "sampler.eta": 1.0}
+_STARTED = _without(_FRESH, "losses.first_step")
 
 # Name -> settings that differ from the config. Rows that differ in `sampler` only share
 # a decoder.
@@ -74,17 +78,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "plain diffusion, 1 step": {**_PLAIN, "sampler.steps": 1},
     "+ t biased to noise": _BIASED,
     "+ x_t from own answer and prior": _STATES,
-    "+ eta = 1": {**_FRESH, "sampler.eta": 1.0},
-    "+ self-conditioning": {
-        "decoder.dqm": False,
-        "sampler.steps": 4,
-        "sampler.samples": 1,
-        "sampler.eta": 1.0,
-    },
+    "+ eta = 1": _FRESH,
+    "+ the first step trained too": _STARTED,
+    "+ self-conditioning": _without(_STARTED, "losses.self_conditioning"),
     "full": {},
     "full, 1 step, 1 sample": {"sampler.steps": 1, "sampler.samples": 1},
-    "full, 1 step, 4 samples": {"sampler.steps": 1, "sampler.samples": 4},
     "full, 2 steps, 1 sample": {"sampler.steps": 2, "sampler.samples": 1},
+    "full, 2 steps, 4 samples": {"sampler.steps": 2, "sampler.samples": 4},
     "full, 4 steps, 1 sample": {"sampler.steps": 4, "sampler.samples": 1},
     "full, 4 steps, 4 samples": {"sampler.steps": 4, "sampler.samples": 4},
     "full, 10 steps, 1 sample": {"sampler.steps": 10, "sampler.samples": 1},
@@ -93,6 +93,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "sampler.prior_dropout": 0.2,
     },
     "full, warm start": {"sampler.warm_start": True},
+    "full, the first step not trained": {"losses.first_step": 0.0},
     "full without SCM": {"decoder.scm": False},
     "full without DQM": {"decoder.dqm": False},
     "full without self-conditioning": {"losses.self_conditioning": 0.0},
@@ -101,6 +102,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "full without the image": {"decoder.query_rgb": False},
     "full + conditional forward": {"process.condition_strength": 1.0},
     "full, all priors weigh the same": {"prior.fusion_temperature": 1e6},
+    "full, decoder B": {"decoder.size": "B"},
+    "full, decoder L": {"decoder.size": "L"},
 }
 
 

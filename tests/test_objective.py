@@ -1,0 +1,110 @@
+"""The loss: its two parts, what each of them sees, what no gradient passes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from diffup_jax.methods import objective
+from diffup_jax.methods.disturbance import Draws
+from diffup_jax.uqdd import UQDD
+
+R, B = 16, 2
+NETWORK = UQDD("S", query_rgb=True, layout=True, affinity=False, scm=True, dqm=False)
+LOSSES = objective.LossSettings(
+    first_step=0.5,
+    time_bias=2.0,
+    from_own=0.5,
+    from_prior=0.5,
+    self_conditioning=1.0,
+    prior_dropout=0.2,
+    prior_gamma=0.3,
+    dice=1.0,
+    error=0.2,
+    quality=0.2,
+)
+PROCESS = objective.ProcessSettings(signal_scale=1.0, condition_strength=0.0)
+
+
+@pytest.fixture(scope="module")
+def state():
+    keys = jax.random.split(jax.random.key(0), 6)
+    maps = lambda key: jax.random.uniform(key, (B, R, R))  # noqa: E731
+    return {
+        "mean": maps(keys[0]),
+        "variance": 0.25 * maps(keys[1]),
+        "extent": jnp.zeros((B, 2)),
+        "layout": maps(keys[2]),
+        "similarity": jnp.ones((B, 4, 4)),
+        "rgb": jax.random.uniform(keys[3], (B, R, R, 3)),
+        "target": jnp.round(maps(keys[4])),
+        "valid": jnp.ones((B, R, R)),
+    }
+
+
+@pytest.fixture(scope="module")
+def params(state):
+    x = jnp.zeros((B, R, R))
+    shapes = jax.eval_shape(
+        NETWORK.init, jax.random.key(0), objective.facts_of(state), x, x[:, 0, 0], x
+    )["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype) for x in leaves]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def evaluated(params, state, **changes):
+    """Loss, and its gradient by the last layer: a short way back, unless the answer of
+    the first pass is differentiated too."""
+    losses = dataclasses.replace(LOSSES, **changes)
+    rest = {name: part for name, part in params.items() if name != "head"}
+
+    @jax.jit
+    def run(head, state):
+        draws = Draws(jax.random.split(jax.random.key(3), B))
+        return objective.loss(
+            NETWORK,
+            {**rest, "head": head},
+            draws,
+            state,
+            losses=losses,
+            process=PROCESS,
+        )[0]
+
+    value, grad = jax.value_and_grad(run)(params["head"], state)
+    return float(value), np.concatenate(
+        [np.ravel(x) for x in traverse_util.flatten_dict(grad).values()]
+    )
+
+
+def test_the_loss_is_the_mean_of_its_two_parts(params, state):
+    """Gradients too, so none passes from the second part into the first answer."""
+    whole, first, second = (
+        evaluated(params, state, first_step=share) for share in (0.25, 1.0, 0.0)
+    )
+    for got, one, other in zip(whole, first, second, strict=True):
+        np.testing.assert_allclose(got, 0.25 * one + 0.75 * other, rtol=1e-4, atol=1e-6)
+    assert abs(first[0] - second[0]) > 1e-3
+
+
+def test_the_second_part_sees_the_truth_only_where_it_is_told_to(params, state):
+    """The first step never does: the target is in its loss alone."""
+    flipped = {**state, "target": 1 - state["target"]}
+
+    def answers(state, **changes):
+        # Without valid pixels but one, the loss is a function of what the network says
+        # there; the target of that one pixel stays.
+        valid = jnp.zeros((B, R, R)).at[:, 0, 0].set(1)
+        target = state["target"].at[:, 0, 0].set(1)
+        return evaluated(params, {**state, "valid": valid, "target": target}, **changes)
+
+    blind = [answers(x, from_own=0.5, from_prior=0.5)[0] for x in (state, flipped)]
+    assert blind[0] == pytest.approx(blind[1], rel=1e-6)
+    told = [answers(x, from_own=0.0, from_prior=0.0)[0] for x in (state, flipped)]
+    assert abs(told[0] - told[1]) > 1e-4
