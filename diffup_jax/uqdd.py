@@ -249,7 +249,11 @@ class Alike(nn.Module):
     def __call__(self, similarity: Float[Array, "b g g"]) -> Float[Array, "b j g g"]:
         heads = len(_SHARPNESS)
         sharp = self.param("sharpness", lambda _: jnp.log(jnp.asarray(_SHARPNESS)))
-        near = self.param("nearness", lambda _: jnp.full(heads, jnp.log(_NEARNESS)))
+        # Not jnp.full of a Python number: its weak type is gone after one update, and
+        # then the whole step would be compiled again.
+        near = self.param(
+            "nearness", lambda _: jnp.log(jnp.asarray([_NEARNESS] * heads))
+        )
         side = _side(similarity)
         places = jnp.stack(jnp.mgrid[:side, :side], axis=-1).reshape(-1, 2) / side
         distance = jnp.square(places[:, None] - places[None]).sum(axis=-1)

@@ -64,6 +64,7 @@ def test_one_device_and_two_give_the_same_update(config):
             assert len(episode.query.sharding.device_set) == devices
             state, metrics = step(state, frozen, episode)
             history.append(jax.tree.map(np.asarray, (state, metrics)))
+        assert step._cache_size() == 1  # compiled once, not again for its own results
         seen.append(history)
 
     for (one, _), (two, _) in zip(*seen, strict=True):
