@@ -3,7 +3,7 @@
 Symbols: M the mask at resolution R, s the signal scale, x_0 = s (2M - 1),
 m = s (2 mu - 1), lambda the strength of the condition in the forward process.
 
-    (1) x_1 = forward(z, 1, eps) = eps; y = x0_hat(x_1, 1, 0), the chain's first step
+    (1) x_1 = lambda m + eps, y = x0_hat(x_1, 1, 0): the first step of a chain
     (2) x_t = forward(z, t, eps', lambda m),  z drawn from {y, m, x_0}
     (3) L   = BCE + Dice of the logits against M
               + lambda_e |e_hat - |clip(x_t/s) - (2M - 1)| / 2|
@@ -16,9 +16,8 @@ what will really be there: the network's own answer y or the prior, next to the 
 and t leans to noise. y, gradients stopped, is also the previous x0_hat
 (self-conditioning, arXiv 2208.04202) in a share of the draws.
 
-Every chain begins at (1), and with one step it ends there. Where only (2) was trained,
-t = 1 came up in a third of the draws, and the decoder answered worse than one that was
-trained for (1) alone; with (4) it is not (measured, see docs).
+Every chain begins at (1), and with one step it ends there, so every draw trains it. What
+that brings, and what it does not: docs/results.md.
 
 Losses and draws: this project's choice.
 """
