@@ -1,0 +1,56 @@
+"""The rows of tests.bench.ablation are settings that exist, and its table adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffup_jax import settings as setup
+from tests.bench import ablation
+
+
+def settings_of(row):
+    config = ablation.config_of("configs/garments.py", row, fold=0, seed=0)
+    return setup.plain(setup.from_config(config))
+
+
+@pytest.mark.parametrize("name", [name for name in ablation.ROWS if name != "full"])
+def test_a_row_differs_from_the_full_one_by_what_it_names(name):
+    row = ablation.ROWS[name]
+    own, full = settings_of(row), settings_of({})
+    named = {key.split(".")[0] for key in row}
+    for section in own:
+        if section not in named:
+            assert own[section] == full[section], section
+    for key, value in row.items():
+        section, part = key.split(".")
+        assert own[section][part] == value
+    # A row that asks for what the config has anyway is the full one under another name.
+    assert own != full or name == "full, 2 steps, 4 samples"
+
+
+def test_a_misspelt_setting_is_refused():
+    with pytest.raises(SystemExit, match=r"unknown setting 'losses\.first'"):
+        settings_of({"losses.first": 1.0})
+
+
+def found(miou, shift):
+    """A result of 40 episodes of two classes, every IoU the same."""
+    rows = {
+        "class": np.repeat([3, 8], 20).tolist(),
+        "intersection": [miou + shift] * 40,
+        "union": [100] * 40,
+    }
+    return {"miou": miou + shift, "prior": 20.0, "everything": 5.0, "rows": rows}
+
+
+def test_the_table_pairs_episodes():
+    """Episodes of equal IoU leave no interval; the difference is that of the rows."""
+    table = ablation.table(
+        {"one forward": [found(30, 1), found(40, 1)], "full": [found(30, 3)] * 2}
+    )
+    lines = {line.split("|")[1].strip(): line for line in table.split("\n")}
+    assert "36.0 (36.0 to 36.0)" in lines["one forward"]
+    assert "33.0 (33.0 to 33.0)" in lines["full"]
+    assert "+3.0 (3.0 to 3.0)" in lines["one forward"]
+    assert lines["one forward"].split("|")[-2].strip() == "31.0 41.0"
