@@ -16,8 +16,8 @@ what will really be there: the network's own answer y or the prior, next to the 
 and t leans to noise. y, gradients stopped, is also the previous x0_hat
 (self-conditioning, arXiv 2208.04202) in a share of the draws.
 
-Every chain begins at (1), and with one step it ends there, so every draw trains it. What
-that brings, and what it does not: docs/results.md.
+Every chain begins at (1), and with one step it ends there, so every draw trains it.
+What that brings, and what it does not: docs/results.md.
 
 Losses and draws: this project's choice.
 """
@@ -91,10 +91,10 @@ def loss(
     """
     s = process.signal_scale
     target, valid = state["target"], state["valid"]
-    apply = lambda p, name, *a: network.apply(  # noqa: E731
-        {"params": p}, *a, method=name
+    apply = lambda name, *a: network.apply(  # noqa: E731
+        {"params": params}, *a, method=name
     )
-    condition = apply(params, "condition", facts_of(state))
+    condition = apply("condition", facts_of(state))
     b = draws.count
     n = len(target) // b
     shift = process.condition_strength * s * (2 * state["mean"] - 1)
@@ -106,17 +106,13 @@ def loss(
         drawn = draws(name, f, (n, *tail))
         return drawn.reshape(b * n, *tail)
 
-    def answer(x, t, previous, params=params, condition=condition):
-        return apply(params, "denoise", condition, x / s, t, previous)
-
     f = losses.first_step
     nothing, start = jnp.zeros_like(target), jnp.ones(len(target))
     parts, own = [], nothing
     if f or losses.from_own or losses.self_conditioning:
         noise = draw("noise first", jax.random.normal, *target.shape[1:])
         x = diffusion.forward(prior, start, noise=noise, shift=shift)
-        still = () if f else jax.lax.stop_gradient((params, condition))
-        first = answer(x, start, nothing, *still)
+        first = apply("denoise", condition, x / s, start, nothing)
         own = jax.lax.stop_gradient(jnp.tanh(first.logits / 2))
         if f:
             parts.append((f, _terms(first, x / s, target, valid)))
@@ -128,7 +124,8 @@ def loss(
         noise = draw("noise", jax.random.normal, *target.shape[1:])
         x = diffusion.forward(z, t, noise=noise, shift=shift)
         seen = draw("self", jax.random.uniform) < losses.self_conditioning
-        out = answer(x, t, jnp.where(seen[:, None, None], own, 0.0))
+        previous = jnp.where(seen[:, None, None], own, 0.0)
+        out = apply("denoise", condition, x / s, t, previous)
         parts.append((1 - f, _terms(out, x / s, target, valid)))
     terms = {
         name: sum(share * part[name] for share, part in parts) for name in parts[0][1]
