@@ -20,6 +20,11 @@ from diffup_jax.types import DiffUpError
 # Written by orbax when a checkpoint is complete; an empty folder "8" lacks it.
 _COMPLETE = "_CHECKPOINT_METADATA"
 
+# Saved beside the config. Raised by whoever changes what parameters of the same names
+# and shapes answer, so that a decoder is never used as another one than was trained.
+# 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
+REVISION = 2
+
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:
     """A manager over WORKDIR/checkpoints that keeps the newest `keep`.
@@ -54,7 +59,7 @@ def save(
         args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             position=ocp.args.JsonSave(position),
-            config=ocp.args.JsonSave(config),
+            config=ocp.args.JsonSave({**config, "revision": REVISION}),
         ),
     )
     if not saved:
@@ -85,8 +90,10 @@ def restore(
     """State shaped and placed like `template`, data position and config of `step`.
 
     Raises:
-      DiffUpError: if names or shapes of the saved state are not those of `template`.
+      DiffUpError: if names or shapes of the saved state are not those of `template`;
+        as `saved_config` does.
     """
+    config = saved_config(workdir, step)
     folder = _folder(workdir) / str(step)
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     saved = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
@@ -98,10 +105,9 @@ def restore(
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeRestore(template, restore_args=arguments),
                 position=ocp.args.JsonRestore(),
-                config=ocp.args.JsonRestore(),
             ),
         )
-    return found["state"], found["position"], found["config"]
+    return found["state"], found["position"], config
 
 
 def restore_part(workdir: str, step: int, *, template: dict[str, Any]) -> Any:
@@ -128,11 +134,24 @@ def restore_part(workdir: str, step: int, *, template: dict[str, Any]) -> Any:
 
 
 def saved_config(workdir: str, step: int) -> dict[str, Any]:
-    """The config a checkpoint was made with, as plain JSON values."""
+    """The config a checkpoint was made with, as plain JSON values.
+
+    Raises:
+      DiffUpError: if there is none, or another revision of the method wrote it.
+    """
     file = next((_folder(workdir) / str(step) / "config").glob("*metadata*"), None)
     if file is None:
         raise DiffUpError(f"The checkpoint {workdir!r} at step {step} has no config.")
-    return json.loads(file.read_text())
+    config = json.loads(file.read_text())
+    revision = config.pop("revision", None)
+    if revision != REVISION:
+        raise DiffUpError(
+            f"The checkpoint {workdir!r} at step {step} was written by revision "
+            f"{revision or 1} of the method, this is revision {REVISION}: its "
+            "parameters would answer otherwise than they were trained to. Train again "
+            "in another --workdir, or use the diffup-jax that trained it."
+        )
+    return config
 
 
 def _folder(workdir: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,20 @@ def test_a_round_trip(tmp_path):
         assert_same(state, tree(step))
         assert position == {"next": step} and config == CONFIG
     assert checkpoint.saved_config(str(tmp_path), 6) == CONFIG
+
+
+def test_another_revision_of_the_method_is_refused(tmp_path):
+    """Names and shapes fit, so nothing else would tell."""
+    save(tmp_path, 6)
+    (file,) = (tmp_path / "checkpoints/6/config").glob("*metadata*")
+    older = {**CONFIG, "revision": checkpoint.REVISION - 1}
+    for config in (older, CONFIG):  # the first revision did not say which it was
+        file.write_text(json.dumps(config))
+        told = rf"written by revision \d+ .* is revision {checkpoint.REVISION}.*Train"
+        with pytest.raises(DiffUpError, match=told):
+            checkpoint.saved_config(str(tmp_path), 6)
+        with pytest.raises(DiffUpError, match=told):
+            checkpoint.restore(str(tmp_path), 6, template=tree(0))
 
 
 def test_a_part_is_restored_alone(tmp_path):

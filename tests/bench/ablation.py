@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffup_jax import checkpoint
 from diffup_jax import settings as setup
 from tests.bench import trials
 
@@ -135,6 +136,7 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
     trained = "novel" if options.on == "seen" else options.on
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
+    learnt["revision"] = checkpoint.REVISION
     settings = setup.from_config(
         config_of(options.config, {**changes, **options.score}, fold=fold, seed=seed)
     )
