@@ -146,9 +146,15 @@ class TestEvidence:
         np.testing.assert_allclose(variance[8, [6, 10]], 0.002, atol=1e-6)
         assert variance.max() <= 0.25 and variance[8, 5] < variance[0, 0]
 
-    def test_foreground_and_background_are_symmetric(self):
+    def test_foreground_and_background_differ_by_a_factor_alone(self):
+        """And "not this" is the weaker word."""
         fg, bg = self.dot(16, 12), self.dot(16, 20)
-        p = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 16, 16)), jnp.float32)
-        straight = correction.mean(self.evidence(fg, bg), p)
-        turned = correction.mean(self.evidence(bg, fg), 1 - p)
-        np.testing.assert_allclose(turned, 1 - straight, atol=1e-5)
+        straight, turned = self.evidence(fg, bg), self.evidence(bg, fg)
+        for one, other in ((straight, turned), (turned, straight)):
+            np.testing.assert_allclose(
+                one.towards / correction.WEIGHT,
+                other.against / correction.AGAINST,
+                rtol=1e-5,
+            )
+            np.testing.assert_array_equal(one.fg, other.bg)
+            assert float(one.towards.max()) > float(other.against.max()) > 0

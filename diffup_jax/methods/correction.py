@@ -9,17 +9,17 @@ probability at R.
     (1) f_i    <- f_i (1 - b_i),  b_i <- b_i (1 - f_i),  b_i = max(b_i, f of the
                   other ways): a pixel called both says nothing
     (2) d(x,s) = (1 - A(x, s)) / a + |g_x - g_s| / c + |x - y_s| / r
-    (3) w+(x)  = max_{s in S+} W exp(-d(x, s)),  w- of S-;  0 without strokes
+    (3) w+(x)  = max_{s in S+} W+ exp(-d(x, s)),  w- of S- and W-;  0 without strokes
     (4) mu'    = (mu + w+) / (1 + w+ + w-)       the same for p
     (5) sigma'^2 = max(sigma^2 / (1 + w+ + w-), floor)
     (6) where there is a stroke: mu' = p' = f / (f + b) and sigma'^2 = floor
 
 (4) and (5) are the fusion of independent estimates when a stroke's word for x has the
-variance sigma^2 / w: it counts as W priors where it was given, and the less the less x
-looks like, has the colour of and lies near the stroke. The maximum in (3) and not a
+variance sigma^2 / w: it counts as W+- priors where it was given, and the less the less
+x looks like, has the colour of and lies near the stroke. The maximum in (3) and not a
 sum, because a long or repeated stroke is no stronger evidence than a short one.
 Everything is this project's choice; DiffUp (arXiv 2407.16182) has no strokes on the
-query. W, a, c and r were chosen on base classes, see docs/method.md.
+query. W+-, a, c and r were chosen on base classes, see docs/method.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from jaxtyping import Array, Float
 from diffup_jax import images, uapf
 from diffup_jax.types import DiffUpError
 
-WEIGHT = 27.0  # W
+WEIGHT = 27.0  # W+
+# W-. Less: what is not the class often looks like it and lies beside it, and one "not
+# this" as strong as a "this" took the class away with its surroundings.
+AGAINST = 12.0
 LIKENESS = 0.2  # a, of a distance of cosines
 COLOUR = 0.36  # c, of a colour distance between 0 and sqrt(3)
 REACH = 0.093  # r, in image sides
@@ -109,7 +112,7 @@ def evidence(
         return jnp.stack([_weight(stroke, colour, alike) for stroke in both])
 
     weights = jax.lax.map(one, (fg, bg, rgb, similarity))
-    return Evidence(weights[:, 0], weights[:, 1], fg, bg)
+    return Evidence(WEIGHT * weights[:, 0], AGAINST * weights[:, 1], fg, bg)
 
 
 def present(said: Evidence, strokes: Strokes) -> Float[Array, "b p q"] | None:
@@ -155,7 +158,7 @@ def _folded(x: Float[Array, "b n h w"]) -> Float[Array, "bn h w"]:
 
 
 def _weight(stroke, rgb, similarity):
-    """w of equation (3), [p q], of one stroke map [p q]."""
+    """exp(-d) of equation (3) to the nearest cell, [p q], of one stroke map [p q]."""
     p, q = stroke.shape
     side = int(similarity.shape[-1] ** 0.5)
     cells = (side, side)
@@ -175,4 +178,4 @@ def _weight(stroke, rgb, similarity):
     distance = unlike / LIKENESS + length(apart[:, :, :2]) / REACH
     distance = distance + length(apart[:, :, 2:]) / COLOUR
     nearest = jnp.where(held[None, None], distance, _FAR).min(axis=-1)
-    return WEIGHT * jnp.exp(-nearest)
+    return jnp.exp(-nearest)
