@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from diffup_jax import settings as setup
-from tests.bench import ablation
+from tests.bench import ablation, trials
 
 
 def settings_of(row):
-    config = ablation.config_of("configs/garments.py", row, fold=0, seed=0)
+    config = trials.config_of("configs/garments.py", row, fold=0, seed=0)
     return setup.plain(setup.from_config(config))
 
 

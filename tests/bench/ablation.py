@@ -21,7 +21,6 @@ scores, so tables can be made again without the data.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 from pathlib import Path
@@ -108,28 +107,10 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(
-    path: str, changes: dict[str, Any], *, fold: int | None, seed: int
-) -> Any:
-    """The config file of `path` with a fold (None: its own), a seed, dotted changes."""
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config = module.get_config() if fold is None else module.get_config(str(fold))
-    config.seed = seed
-    for name, value in changes.items():
-        *sections, key = name.split(".")
-        part = config
-        for section in sections:
-            part = part[section]
-        if key not in part:
-            raise SystemExit(f"unknown setting {name!r}: see configs/common.py")
-        part[key] = type(part[key])(value) if part[key] is not None else value
-    return config
-
-
 def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed: int):
     """Scores of one decoder on one fold, from its JSON where there is one."""
     settings = setup.from_config(
-        config_of(options.config, changes, fold=fold, seed=seed)
+        trials.config_of(options.config, changes, fold=fold, seed=seed)
     )
     facts = setup.plain(settings)
     learnt = {name: facts[name] for name in ("decoder", "process", "losses", "prior")}
@@ -138,7 +119,9 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
     learnt["revision"] = checkpoint.REVISION
     settings = setup.from_config(
-        config_of(options.config, {**changes, **options.score}, fold=fold, seed=seed)
+        trials.config_of(
+            options.config, {**changes, **options.score}, fold=fold, seed=seed
+        )
     )
     facts = setup.plain(settings)
     asked = {"sampler": facts["sampler"], "episodes": options.episodes}
@@ -276,10 +259,7 @@ def main() -> None:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise SystemExit(f"unknown rows {unknown}; known: {list(ROWS)}")
-    common, options.score = (
-        {key: json.loads(value) for key, _, value in (x.partition("=") for x in texts)}
-        for texts in (options.set, options.score)
-    )
+    common, options.score = map(trials.changes_of, (options.set, options.score))
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list] = {}
     for name in names:

@@ -24,7 +24,6 @@ fourth row and column).
 from __future__ import annotations
 
 import argparse
-import importlib
 
 import jax
 import numpy as np
@@ -34,6 +33,7 @@ from diffup_jax import evaluation, uapf
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, protocols, sources
 from diffup_jax.types import CUES
+from tests.bench import trials
 
 STRIDE = 4
 # Bins of sigma^2 in the table: the floors of the cues lie between the first ones.
@@ -147,9 +147,7 @@ def main() -> None:
     parser.add_argument("--cues", default="mask,box,scribble,point")
     options = parser.parse_args()
     path, _, fold = options.config.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config = module.get_config(fold or None)
-    config.method = "prior"
+    config = trials.config_of(path, {"method": "prior"}, fold=fold or None)
     settings = setup.from_config(config)
     method = setup.make_method(settings, setup.make_backbone(settings))
     params = {"backbone": method.backbone.params}

@@ -4,14 +4,15 @@
         --workdir runs/garments_f0 [--clicks 3] [--episodes 400] [--on novel|base]
 
 Instead of the folder of a run, --decoder FILE.npz takes a decoder that
-tests.bench.ablation trained.
+tests.bench.ablation trained, and --set KEY=VALUE the settings it was trained with.
 
 1-shot mask episodes, one way, scored at the network's size. After every prediction the
 simulated user clicks once: on the largest connected component of the error, at the
 point of it that is furthest from its border, with a disc of 5 px (at 384) that stays
 inside the component: foreground where the mask was missed, background where it was
 false. All strokes so far and the present mask go back into `predict_prepared`; priors
-are made once per episode.
+are made once per episode. With --fresh the mask does not go back: each answer is drawn
+anew from the corrected prior.
 
 "painted" is the naive peer: the same discs set in the first prediction, no model asked.
 What the user would have painted is in both scores, so only their difference is the
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +113,7 @@ def load(settings, options):
     return method, params
 
 
-def score(settings, method, params, cases: Cases, clicks: int):
+def score(settings, method, params, cases: Cases, *, clicks: int, fresh: bool):
     """States after 0..clicks clicks, those of the painted peer, seconds per answer."""
     size = (settings.data.image_size,) * 2
     prepare = jax.jit(method.prepare)
@@ -162,7 +162,7 @@ def score(settings, method, params, cases: Cases, clicks: int):
             for number in range(1, clicks + 1):
                 _point(said, np.asarray(prob), batch, count)
                 began = time.monotonic()
-                strokes = Strokes(*map(jnp.asarray, said), prob)
+                strokes = Strokes(*map(jnp.asarray, said), None if fresh else prob)
                 prob, maps = again(params, keys, prepared, strokes=strokes)
                 prob.block_until_ready()
                 seconds.append((time.monotonic() - began) / len(places))
@@ -194,12 +194,13 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--on", choices=("novel", "base"), default="novel")
+    parser.add_argument("--fresh", action="store_true", help="do not restart the chain")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     if options.decoder and not options.decoder.is_file():
         parser.error(f"--decoder: there is no file {str(options.decoder)!r}")
     path, _, fold = options.config.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config = module.get_config(fold or None)
+    config = trials.config_of(path, trials.changes(options.set), fold=fold or None)
     config.eval.episodes = options.episodes
     config.eval.shots = (1,)
     config.eval.ways = 1
@@ -214,7 +215,9 @@ def main() -> None:
         flush=True,
     )
     method, params = load(settings, options)
-    answers, painted, seconds = score(settings, method, params, cases, options.clicks)
+    answers, painted, seconds = score(
+        settings, method, params, cases, clicks=options.clicks, fresh=options.fresh
+    )
     print("clicks  mIoU                   painted only")
     for number, states in enumerate(zip(answers, painted, strict=True)):
         told = []

@@ -13,7 +13,6 @@ classes and test images are not looked at.
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 
 import jax
@@ -21,6 +20,7 @@ import jax
 from diffup_jax import evaluation
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, pipeline, protocols, sources
+from tests.bench import trials
 
 
 def score(
@@ -83,13 +83,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=160)
     options = parser.parse_args()
     path, _, fold = options.config.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     shots = [int(part) for part in options.shots.split(",")]
     print("scales                   shots  mIoU   s/episode")
     for text in options.scales:
         scales = tuple(float(part) for part in text.split(","))
         for k in shots:
-            config = module.get_config(fold or None)
+            config = trials.config_of(path, {}, fold=fold or None)
             miou, seconds = score(
                 config, scales, options.episodes, shots=k, most=max(shots)
             )

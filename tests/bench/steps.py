@@ -12,7 +12,6 @@ is (t_last - t_first) / (steps apart).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from diffup_jax import settings as setup
 from diffup_jax.types import Episode
-from tests.bench.ablation import config_of
+from tests.bench import trials
 
 
 def episode_of(size: int, seed: int) -> Episode:
@@ -56,16 +55,13 @@ def main() -> None:
     options = parser.parse_args()
     path, _, fold = options.config.partition(":")
     counts = [int(x) for x in options.steps.split(",")]
-    changes = {"backbone.weights": "random"}
-    for text in options.set:
-        key, _, value = text.partition("=")
-        changes[key] = json.loads(value)
+    changes = {"backbone.weights": "random", **trials.changes_of(options.set)}
     runs = {}
     for count in counts:
-        config = config_of(
+        config = trials.config_of(
             path,
             {**changes, "sampler.steps": count},
-            fold=int(fold) if fold else None,
+            fold=fold or None,
             seed=0,
         )
         settings = setup.from_config(config)

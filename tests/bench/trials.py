@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,35 @@ class Place:
     @property
     def sha(self) -> str:
         return episodes.draws_sha(self.draws)
+
+
+def changes_of(texts: Iterable[str]) -> dict[str, Any]:
+    """Changes of a config from KEY=VALUE, values as JSON."""
+    parts = (text.partition("=") for text in texts)
+    return {key: json.loads(value) for key, _, value in parts}
+
+
+def config_of(
+    path: str,
+    changes: dict[str, Any],
+    *,
+    fold: int | str | None = None,
+    seed: int | None = None,
+) -> Any:
+    """The config file of `path` with a fold, a seed (None: its own), dotted changes."""
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    config = module.get_config() if fold is None else module.get_config(str(fold))
+    if seed is not None:
+        config.seed = seed
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        part = config
+        for section in sections:
+            part = part[section]
+        if key not in part:
+            raise SystemExit(f"unknown setting {name!r}: see configs/common.py")
+        part[key] = type(part[key])(value) if part[key] is not None else value
+    return config
 
 
 def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
