@@ -51,3 +51,13 @@ def realdata() -> Path:
     if named:
         pytest.fail(f"DIFFUP_REALDATA={named!r} is not a folder")
     pytest.skip("no real data: set DIFFUP_REALDATA to its folder")
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path) -> None:
+    """An empty Hugging Face cache, offline, and a store of converted weights here."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("DIFFUP_CACHE", str(tmp_path / "cache"))

@@ -12,13 +12,7 @@ from diffup_jax.backbones import catalogue
 from diffup_jax.types import Level
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("DIFFUP_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def _run(*arguments):

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,17 +14,20 @@ from diffup_jax.data.sources import fold_classes, open_source
 from diffup_jax.types import CUES, DiffUpError
 from tests import datasets
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = 32
 PLAIN = cues.Conventions(box="tight", scribble="stroke")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    root = datasets.write_label_maps(tmp_path_factory.mktemp("label_maps"), train=32)
+def opened(folder):
+    root = datasets.write_label_maps(folder, train=32)
     return open_source(
         "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
     )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("label_maps"))
 
 
 def training(source, **changes):
@@ -310,125 +308,6 @@ def test_scored_at_the_querys_own_size(source):
             assert (truth.valid == ~ignore).all()
 
 
-@dataclasses.dataclass(frozen=True)
-class Hidden:
-    """A source in which some masks have one pixel, which no resizing keeps."""
-
-    inner: object
-    tiny: frozenset
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def mask(self, image_id, class_id):
-        mask, ignore = self.inner.mask(image_id, class_id)
-        if image_id in self.tiny:
-            one = np.zeros_like(mask)
-            one[-1, -1] = True
-            return one, ignore & ~one
-        return mask, ignore
-
-
-def test_empty_queries_are_left_out_where_the_protocol_says_so(source):
-    draws = episodes.clean_draws(source, (1, 2, 5), shots=1, count=9, seed=0)
-    gone = {draws[2].query, draws[3].query, draws[8].query}
-    places = [i for i, draw in enumerate(draws) if draw.query not in gone]
-    hidden = Hidden(source, frozenset(gone))
-    kept = list(evaluation(hidden, draws, protocol=protocols.get("denet")))
-    assert [p for batch in kept for p in batch.places] == places
-    assert sum(batch.empty for batch in kept) == 9 - len(places) >= 3
-    everything = list(evaluation(hidden, draws))
-    assert sum(len(batch.places) for batch in everything) == 9
-
-
-def broken_copy(tmp_path, damage):
-    """A source whose file `damage` chose after it was opened is cut short."""
-    root = datasets.write_label_maps(tmp_path, train=32)
-    source = open_source(
-        "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
-    )
-    names = damage(source)
-    for name in names:
-        (path,) = (root / "images").glob(f"{name}.*")
-        path.write_bytes(path.read_bytes()[:200])
-    return source, names
-
-
-def test_damaged_training_images_are_replaced_and_counted(tmp_path):
-    """The replacement is a function of (seed, index): workers change nothing."""
-
-    def first_queries(source):
-        classes = fold_classes(source, 0, role="base")
-        return {
-            episodes.training_draw(source, classes, shots=1, seed=0, index=i).query
-            for i in (1, 6)
-        }
-
-    source, names = broken_copy(tmp_path, first_queries)
-    with pytest.raises(DiffUpError, match=r"cannot read .*picture\d+"):
-        collected(pipeline.iterate(training(source), workers=0))
-    dataset = training(source, on_error="skip")
-    counts, seen = [], []
-    for workers in (0, 2):
-        batches = pipeline.iterate(dataset, workers=workers)
-        seen.append(collected(batches))
-        counts.append(batches.damaged)
-    assert same(*seen) and counts[0] == counts[1]
-    assert counts[0].total() >= 2 and len(counts[0]) == len(names)
-    assert all(any(name in message for name in names) for message in counts[0])
-    # Whole episodes took their places; the others are untouched.
-    intact = open_source(
-        "label_map",
-        root=str(datasets.write_label_maps(tmp_path / "again", train=32)),
-        split="train", min_area=0.0, crowd="hsnet",
-    )  # fmt: skip
-    expected = collected(pipeline.iterate(training(intact), workers=0))
-    rows = [
-        all((a[r] == b[r]).all() for a, b in zip(one, other, strict=True))
-        for one, other in zip(seen[0], expected, strict=True)
-        for r in range(4)
-    ]
-    assert not rows[1] and not rows[6]
-    assert rows.count(False) == counts[0].total()
-    for batch in seen[0]:
-        assert batch[8].any((1, 2)).all() and batch[1].any((1, 2, 3)).all()
-
-
-def test_data_without_one_whole_episode_end_the_run(tmp_path):
-    source, _ = broken_copy(tmp_path, lambda s: {i for c in range(8) for i in
-                                                 s.image_ids(c)})  # fmt: skip
-    with pytest.raises(DiffUpError, match=r"20 training episodes .*cannot read"):
-        training(source, on_error="skip")[0]
-
-
-def test_damaged_evaluation_episodes_are_left_out_and_counted(tmp_path):
-    source, names = broken_copy(tmp_path, lambda s: set(s.image_ids(2)[:1]))
-    draws = episodes.clean_draws(source, (1, 2, 5), shots=1, count=30, seed=0)
-    hit = [bool(names & {d.query, *d.supports[0]}) for d in draws]
-    assert 0 < sum(hit) < 20
-    with pytest.raises(DiffUpError, match="cannot read"):
-        list(evaluation(source, draws))
-    batches = list(evaluation(source, draws, on_error="skip", batch_size=3))
-    assert [p for b in batches for p in b.places] == [
-        i for i, broken in enumerate(hit) if not broken
-    ]
-    messages = [message for b in batches for message in b.damaged]
-    assert len(messages) == sum(hit)
-    assert all(name in message for name in names for message in messages)
-
-
-def test_an_absent_class_is_an_error_only_where_it_must_be_there(source):
-    draw = episodes.clean_draws(source, (1,), shots=1, count=1, seed=0)[0]
-    other = next(i for i in source.image_ids(4) if i not in source.image_ids(1))
-    for wrong in (draw._replace(query=other), draw._replace(supports=((other,),))):
-        with pytest.raises(DiffUpError, match=f"{other} has no pixel of class 1"):
-            next(evaluation(source, [wrong]))
-    two = episodes.Draw((1, 4), draw.query, (draw.supports[0], (other,)))
-    batch = next(evaluation(source, [two])).episode
-    assert batch.query_mask[0, 0].any()
-    assert batch.query_mask[0, 1].any() == (draw.query in source.image_ids(4))
-
-
 def test_boxes_by_convention_reach_the_batches(source):
     draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
     for box in cues.BOXES:
@@ -448,93 +327,3 @@ def test_a_blank_batch_has_every_field_of_a_made_one(source):
     for one, other in zip(empty, made, strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         assert not one.any()
-
-
-def test_a_worker_tells_the_broken_file(tmp_path):
-    root = datasets.write_label_maps(tmp_path)
-    broken = open_source(
-        "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
-    )
-    for path in (root / "images").iterdir():
-        path.write_bytes(path.read_bytes()[:400])
-    batches = pipeline.iterate(training(broken, steps=1), workers=1)
-    with pytest.raises(DiffUpError, match=r"cannot read .*picture\d+"):
-        next(batches)
-    batches.close()
-
-
-LEAKING = """
-import multiprocessing, os, pathlib, sys, time
-if __name__ == "__main__":
-    from diffup_jax.data import cues, pipeline, sources
-    from diffup_jax.types import DiffUpError
-
-    source = sources.open_source(
-        "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
-    )
-    dataset = pipeline.training_dataset(
-        source, (0, 1), seed=0, steps=6, batch_size=1, image_size=160, max_shots=1,
-        ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke"),
-        augment=None, on_error="stop", process_index=0, process_count=1,
-    )
-    if sys.argv[2] == "error":
-        path = pathlib.Path(source.images[sys.argv[3]])
-        path.write_bytes(path.read_bytes()[:200])
-    batches = pipeline.iterate(dataset, workers=2)
-    try:
-        for step in range(1 if sys.argv[2] == "early" else 6):
-            batch = next(batches)
-    except DiffUpError as error:  # its traceback holds the workers' iterators
-        batches.close()
-        sys.exit(5)
-    mine = f"diffup-{os.getpid()}-"
-    if sys.argv[2] == "early":  # worker 2 was never asked, but has sent a batch
-        while len([name for name in os.listdir("/dev/shm") if mine in name]) < 2:
-            time.sleep(0.05)
-    batches.close()
-    assert not multiprocessing.active_children()
-    assert not [name for name in os.listdir("/dev/shm") if mine in name]
-"""
-
-
-@pytest.mark.parametrize("end", ["whole", "error", "early"])
-def test_workers_leave_no_shared_memory(tmp_path, end):
-    """Told by Python at exit, so it takes a process; it even keeps the last batch."""
-    root = datasets.write_label_maps(tmp_path)
-    source = open_source(
-        "label_map", root=str(root), split="train", min_area=0.0, crowd="hsnet"
-    )
-    damaged = episodes.training_draw(source, (0, 1), shots=1, seed=0, index=3).query
-    script = tmp_path / "script.py"
-    script.write_text(LEAKING)
-    done = subprocess.run(
-        [sys.executable, str(script), str(root), end, damaged],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == (5 if end == "error" else 0), done.stderr
-    assert not done.stderr, done.stderr
-
-
-def test_making_batches_starts_no_jax_device(tmp_path):
-    root = datasets.write_label_maps(tmp_path)
-    script = (
-        "import sys\n"
-        "from diffup_jax.data import episodes, cues, augment, sources\n"
-        "assert 'jax' not in sys.modules\n"
-        "from diffup_jax.data import pipeline\n"
-        "s = sources.open_source('label_map', root=sys.argv[1], split='train',"
-        " min_area=0.0, crowd='hsnet')\n"
-        "d = pipeline.training_dataset(s, (0, 1), seed=0, steps=1, batch_size=1,"
-        " image_size=16, max_shots=1, ways=1, cues=('mask',), augment=None,"
-        " conventions=cues.Conventions('tight', 'stroke'), on_error='stop',"
-        " process_index=0, process_count=1)\n"
-        "next(pipeline.iterate(d, workers=0))\n"
-        "bridge = sys.modules.get('jax._src.xla_bridge')\n"
-        "assert bridge is None or not bridge._backends\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(root)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
