@@ -11,7 +11,6 @@ from diffup_jax import backbones, cli, weights
 from diffup_jax.backbones import catalogue
 from diffup_jax.types import Level
 
-
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
