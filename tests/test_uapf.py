@@ -241,3 +241,88 @@ def test_gradients_are_finite_without_priors():
     )(jnp.ones((1, 1, 2, 2, 2)))
     assert np.isfinite(grad).all()
     assert pytest.approx(0) == float(jnp.abs(grad).max())
+
+
+OPERATORS = 4
+
+
+def viewed(visual, text, visual_weights, text_weights, mean):
+    found = uapf.views(
+        jnp.asarray(visual, jnp.float32),
+        jnp.asarray(text, jnp.float32),
+        visual_weights=jnp.asarray(visual_weights, jnp.float32),
+        text_weights=jnp.asarray(text_weights, jnp.float32),
+        mean=jnp.asarray(mean, jnp.float32),
+    )
+    assert found.shape == (1, 1, uapf.VIEWS, 2, 3)
+    return np.asarray(found[0, 0])
+
+
+def many(seed, *, levels=4, shots=3, texts=2):
+    """Maps and weights, of which some are zero; the first of each kind is not."""
+    rng = np.random.default_rng(seed)
+    visual = rng.random((1, 1, levels, OPERATORS, shots, 2, 3))
+    text = rng.random((1, 1, texts, 2, 3))
+    weights = [rng.random(x.shape[:-2]) for x in (visual, text)]
+    for w in weights:
+        w[rng.random(w.shape) < 0.6] = 0
+    weights[0][:, :, 0, 0, 0] = 0.3
+    return visual, text, *weights, rng.random((1, 1, 2, 3))
+
+
+def averaged(maps, weights, otherwise):
+    total = np.sum(weights)
+    return np.einsum("i,ipq->pq", weights, maps) / total if total else otherwise
+
+
+# What the levels count early, in the middle and late.
+HATS = {
+    1: [[0], [1], [0]],
+    2: [[1, 0], [0, 0], [0, 1]],
+    4: [[1, 1 / 3, 0, 0], [0, 2 / 3, 2 / 3, 0], [0, 0, 1 / 3, 1]],
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0, 2]), st.sampled_from(list(HATS)))
+def test_views_against_plain_loops(seed, texts, levels):
+    visual, text, v, t, mean = many(seed, texts=texts, levels=levels)
+    got = viewed(visual, text, v, t, mean)
+    mean = mean[0, 0]
+    groups, number = [], 0
+    for o in range(OPERATORS):
+        maps, weights = visual[0, 0, :, o], v[0, 0, :, o]
+        groups += [
+            averaged(m, w, None) for m, w in zip(maps, weights, strict=True) if w.any()
+        ]
+        flat = maps.reshape(-1, 2, 3)
+        whole = averaged(flat, weights.reshape(-1), mean)
+        for hat in HATS[levels]:
+            there = weights * np.array(hat)[:, None]
+            expected = averaged(flat, there.reshape(-1), whole)
+            np.testing.assert_allclose(got[number], expected, atol=1e-5)
+            number += 1
+    for o in range(2):
+        said = o < texts and t[0, 0, o] > 0
+        expected = text[0, 0, o] if said else mean
+        np.testing.assert_allclose(got[number + o], expected, atol=1e-6)
+        groups += [expected] if said else []
+    np.testing.assert_allclose(got[-2], np.min(groups, axis=0), atol=1e-5)
+    np.testing.assert_allclose(got[-1], np.max(groups, axis=0), atol=1e-5)
+
+
+def test_views_of_nothing_are_the_mean():
+    for shots, texts in ((0, 0), (2, 2)):
+        visual, text, v, t, _ = many(0, shots=max(shots, 1), texts=texts)
+        visual, v = visual[:, :, :, :, :shots], v[..., :shots]
+        got = viewed(visual, text, 0 * v, 0 * t, np.full((1, 1, 2, 3), 0.5))
+        np.testing.assert_array_equal(got, 0.5)
+
+
+def test_an_invalid_map_is_in_no_view():
+    visual, text, v, t, mean = many(3)
+    spoilt, other = visual.copy(), text.copy()
+    spoilt[v == 0], other[t == 0] = 1e6, 1e6
+    np.testing.assert_array_equal(
+        viewed(spoilt, other, v, t, mean), viewed(visual, text, v, t, mean)
+    )
