@@ -95,7 +95,6 @@ def get_config() -> ConfigDict:
                 "mask_stride": 4,
                 # What it is shown and made of, for ablations: see diffup_jax/uqdd.py.
                 "query_rgb": True,
-                "views": True,
                 "layout": True,
                 "affinity": True,
                 "scm": True,

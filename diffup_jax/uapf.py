@@ -1,4 +1,4 @@
-"""F3: UAPF, uncertainty-aware prior fusion. Many prior maps become few. No parameters.
+"""F3: UAPF, uncertainty-aware prior fusion. Many prior maps become two. No parameters.
 
 Symbols: P_i in [0, 1] a prior map, v_i its validity, r_i its reliability in [-1, 1],
 c_i its share (what it counts beside equally reliable priors; repeated evidence counts
@@ -17,15 +17,6 @@ stands for all of them (the law of total variance):
     (6) sum_i w_i (P_i - mu)^2 = sum_G w_G ((mu_G - mu)^2 + var_G) =: between
         sum_i w_i P_i (1 - P_i) = mu (1 - mu) - between
 
-Beside the two maps of the paper there are views, always VIEWS of them, for what a mean
-over all priors has mixed: what an operator o says at early, middle and late levels,
-and how far priors go. Levels stand at g_l from 0 to 1, in the order in which they come
-(image size, then depth); h_1..h_3 are hats of width 1 at g = 0, 1/2, 1:
-
-    (7) mu_oj = sum_{i of o} h_j(g_l(i)) w_i P_i / sum_{i of o} h_j(g_l(i)) w_i
-        without weight there: the same with h = 1;  without a valid prior of o: mu
-    (8) low, high = min_G mu_G, max_G mu_G;  G as in (5), or a text map
-
 var is to be the expected squared error of mu. How much the priors disagree (D) says
 little about that: all of them are wrong together, worst for scribbles and points. What
 each leaves open itself (O) says more, as P (1 - P) is the variance of a pixel that is
@@ -33,18 +24,14 @@ foreground with probability P. It says little where the cut that suits the prior
 from 1/2. How D and O were set, and where they fail: docs/results.md.
 
 That the priors are turned into a mean and a variance map is DiffUp's
-(arXiv 2407.16182); reliabilities, weights, floor and views are this project's choice.
+(arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-# Four operators between images at three places, two of text, two extremes: (7), (8).
-VIEWS = 4 * 3 + 2 + 2
 
 # Largest variance of a value in [0, 1].
 MAX_VARIANCE = 0.25
@@ -87,69 +74,6 @@ def fuse(
     variance = jnp.minimum(variance, MAX_VARIANCE)
     known = valid.any(axis=2)[:, :, None, None]
     return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)
-
-
-def views(
-    visual: Float[Array, "b n l o g p q"],
-    text: Float[Array, "b n t p q"],
-    *,
-    visual_weights: Float[Array, "b n l o g"],
-    text_weights: Float[Array, "b n t"],
-    mean: Float[Array, "b n p q"],
-) -> Float[Array, "b n v p q"]:
-    """Equations (7) and (8): operators as in baft.py, each early, middle, late; those
-    of text; low, high.
-
-    Args:
-      visual, text: P_i; t may be 0, or the number of text operators.
-      visual_weights, text_weights: w_i of (1), 0 = invalid.
-      mean: mu.
-    """
-    b, n, levels, operators, _, *grid = visual.shape
-    mean = mean[:, :, None]
-    weight = visual_weights.sum(axis=4)
-    group = _mean(visual, visual_weights)
-
-    every = jnp.concatenate([group.reshape(b, n, -1, *grid), text], axis=2)
-    known = jnp.concatenate([weight.reshape(b, n, -1), text_weights], axis=2) > 0
-    known = known[..., None, None]
-    low = jnp.where(known, every, 1.0).min(axis=2, keepdims=True, initial=1.0)
-    high = jnp.where(known, every, 0.0).max(axis=2, keepdims=True, initial=0.0)
-    some = known.any(axis=2, keepdims=True)
-    extremes = [jnp.where(some, x, mean) for x in (low, high)]
-
-    # [b n o l ...]: an operator's levels side by side.
-    weight, group = (jnp.moveaxis(x, 2, 3) for x in (weight, group))
-    known = (weight > 0).any(axis=3)[..., None, None]
-    whole = jnp.where(known, _mean(group, weight), mean)
-    own = []
-    for hat in _hats(levels):
-        there = weight * hat[None, None, None]
-        known = (there > 0).any(axis=3)[..., None, None]
-        own.append(jnp.where(known, _mean(group, there), whole))
-    own = jnp.stack(own, axis=3).reshape(b, n, -1, *grid)
-
-    texts = jnp.where((text_weights > 0)[..., None, None], text, mean)
-    # Without a text tower its operators say what operators without a prior say.
-    missing = VIEWS - own.shape[2] - text.shape[2] - len(extremes)
-    return jnp.concatenate(
-        [own, texts, jnp.repeat(mean, missing, axis=2), *extremes], axis=2
-    )
-
-
-def _hats(levels: int) -> Float[np.ndarray, "j l"]:
-    """h_j(g_l) of equation (7); a lone level is a middle one."""
-    place = np.linspace(0, 1, levels) if levels > 1 else np.full(levels, 0.5)
-    centres = np.array([0.0, 0.5, 1.0])[:, None]
-    return np.maximum(1 - 2 * np.abs(place - centres), 0).astype(np.float32)
-
-
-def _mean(
-    maps: Float[Array, "*b g p q"], weights: Float[Array, "*b g"]
-) -> Float[Array, "*b p q"]:
-    """The weighted mean over g; 0 where all weights are 0."""
-    share = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
-    return jnp.einsum("...g,...gpq->...pq", share, maps)
 
 
 def fusion_weights(

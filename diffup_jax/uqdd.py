@@ -1,13 +1,11 @@
 """F3: UQDD, the uncertainty-aware query-conditioned diffusion decoder.
 
 The only trained part of DiffUp. It sees maps whose number of channels depends neither
-on the backbone nor on the cues: the fused prior (mean, variance and views, uapf.py),
-extent and layout of the cues (evidence.py), the RGB query, a query self-similarity (a
-matrix over positions) and its own state (x_t, t, previous x0_hat). All is at mask
-resolution R.
+on the backbone nor on the cues: the fused prior (mean, variance), extent and layout of
+the cues (baft.py), the RGB query, a query self-similarity (a matrix over positions)
+and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
 
-    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, 2 views - 1,
-                            extent, layout, RGB])                        static
+    (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, layout, RGB])  static
         h_0 = W sqrt(abar(t)) x_t + E e_0                                stem
     (2) g_i      = silu(W_i e_l(i) + V_i [x0_prev, A x0_prev])           SCM, stage i
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
@@ -27,8 +25,8 @@ once per episode, and in the last stage of the level nearest to the grid of S.
 
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
 DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes, the form
-of (1)-(5), views, extent and layout are this project's choice. `condition` holds all
-that does not depend on t, so that a sampler computes it once per episode.
+of (1)-(5), extent and layout are this project's choice. `condition` holds all that does
+not depend on t, so that a sampler computes it once per episode.
 """
 
 from __future__ import annotations
@@ -66,14 +64,12 @@ _NEARNESS = 4.0
 class Facts(NamedTuple):
     """What the decoder is told of an episode, at R, ways folded into the batch.
 
-    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; views: in [0, 1], uapf.VIEWS of
-    them; extent, layout: see evidence.py;
+    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent, layout: see baft.py;
     similarity: of the g cells of a square grid, in [-1, 1]; rgb: the query in [0, 1].
     """
 
     mean: Float[Array, "b p q"]
     variance: Float[Array, "b p q"]
-    views: Float[Array, "b p q v"]
     extent: Float[Array, "b 2"]
     layout: Float[Array, "b p q"]
     similarity: Float[Array, "b g g"]
@@ -104,14 +100,13 @@ class Condition(NamedTuple):
 class UQDD(nn.Module):
     """The decoder; `size` names a row of SIZES.
 
-    query_rgb, views, layout: show it the image, the views, the layout of the cues.
-    affinity: equation (5). scm, dqm: equations (2), (3); without SCM the condition
-    enters by the stem alone, without DQM its two answers are zero.
+    query_rgb, layout: show it the image, the layout of the cues. affinity: equation
+    (5). scm, dqm: equations (2), (3); without SCM the condition enters by the stem
+    alone, without DQM its two answers are zero.
     """
 
     size: str
     query_rgb: bool
-    views: bool
     layout: bool
     affinity: bool
     scm: bool
@@ -170,8 +165,6 @@ class UQDD(nn.Module):
             2 * jnp.sqrt(facts.variance)[..., None],
             jnp.broadcast_to(extent, (*mean.shape[:3], 2)),
         ]
-        if self.views:
-            parts.append(2 * facts.views - 1)
         if self.layout:
             parts.append(facts.layout[..., None])
         if self.query_rgb:

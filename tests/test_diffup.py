@@ -42,7 +42,6 @@ METHOD = diffup.DiffUp(
         size="S",
         mask_stride=4,
         query_rgb=True,
-        views=True,
         layout=True,
         affinity=True,
         scm=True,

@@ -43,7 +43,7 @@ ALL = np.ones((1, 1, len(baft.OPERATORS)), bool)
 
 @functools.partial(jax.jit, static_argnames="pooled")
 def _answer(case, keep, *, pooled):
-    """Reliability [o k], and what was fused: mean, variance, views."""
+    """Reliability [o k], and the fused mean and variance [p q]."""
     query, support, fg, bg, valid = case
     text_valid = jnp.zeros((1, 1), bool)
     priors = baft.make_priors(
@@ -67,7 +67,7 @@ def _answer(case, keep, *, pooled):
         similarity=jnp.zeros((1, 4, 4)),
     )
     fused = METHOD.fuse(made, keep)
-    return priors.reliability[0, 0, 0], *fused
+    return priors.reliability[0, 0, 0], fused.mean[0, 0], fused.variance[0, 0]
 
 
 def answer(case, *, pooled, keep=ALL):

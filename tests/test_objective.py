@@ -12,19 +12,10 @@ from flax import traverse_util
 
 from diffup_jax.methods import objective
 from diffup_jax.methods.disturbance import Draws
-from diffup_jax.uapf import VIEWS
 from diffup_jax.uqdd import UQDD
 
 R, B = 16, 2
-NETWORK = UQDD(
-    "S",
-    query_rgb=True,
-    views=True,
-    layout=True,
-    affinity=False,
-    scm=True,
-    dqm=False,
-)
+NETWORK = UQDD("S", query_rgb=True, layout=True, affinity=False, scm=True, dqm=False)
 LOSSES = objective.LossSettings(
     first_step=0.5,
     time_bias=2.0,
@@ -47,7 +38,6 @@ def state():
     return {
         "mean": maps(keys[0]),
         "variance": 0.25 * maps(keys[1]),
-        "views": jnp.zeros((B, R, R, VIEWS)),
         "extent": jnp.zeros((B, 2)),
         "layout": maps(keys[2]),
         "similarity": jnp.ones((B, 4, 4)),

@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax.uapf import VIEWS
 from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD, Alike, Facts, Share
 
 R = 16
 CELLS = (R // 2) ** 2  # of the similarity
-SWITCHES = ("query_rgb", "views", "layout", "affinity", "scm", "dqm")
-ON = dict.fromkeys(SWITCHES, True)
+ON = {"query_rgb": True, "layout": True, "affinity": True, "scm": True, "dqm": True}
 
 
 def network(size="S", **switches):
@@ -19,11 +17,10 @@ def network(size="S", **switches):
 
 
 def inputs(b=2, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 10)
+    keys = jax.random.split(jax.random.key(seed), 9)
     facts = Facts(
         mean=jax.random.uniform(keys[0], (b, R, R)),
         variance=0.25 * jax.random.uniform(keys[1], (b, R, R)),
-        views=jax.random.uniform(keys[9], (b, R, R, VIEWS)),
         extent=jax.random.normal(keys[6], (b, 2)),
         layout=jax.random.uniform(keys[7], (b, R, R)),
         similarity=jax.random.uniform(keys[8], (b, CELLS, CELLS), minval=-1),
@@ -72,12 +69,7 @@ def test_an_untrained_decoder_answers_the_prior():
 
 @pytest.mark.parametrize(
     ("switch", "field"),
-    [
-        ("query_rgb", "rgb"),
-        ("views", "views"),
-        ("layout", "layout"),
-        ("affinity", "similarity"),
-    ],
+    [("query_rgb", "rgb"), ("layout", "layout"), ("affinity", "similarity")],
 )
 def test_a_switch_hides_its_input(switch, field):
     hidden = network(**{switch: False})

@@ -123,11 +123,9 @@ def present(said: Evidence, strokes: Strokes) -> Float[Array, "b p q"] | None:
 
 
 def corrected(said: Evidence, state: dict[str, Array]) -> dict[str, Array]:
-    """The decoder's state with "mean", "views" and "variance" corrected."""
-    each = jax.vmap(mean, in_axes=(None, -1), out_axes=-1)
+    """The decoder's state with "mean" and "variance" corrected."""
     moved = {
         "mean": mean(said, state["mean"]),
-        "views": each(said, state["views"]),
         "variance": variance(said, state["variance"]),
     }
     return {**state, **moved}

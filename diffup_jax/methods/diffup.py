@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffup_jax import diffusion, images, uapf
+from diffup_jax import diffusion, images
 from diffup_jax.methods import correction, objective
 from diffup_jax.methods.correction import Strokes
 from diffup_jax.methods.disturbance import Draws, disturb
@@ -57,7 +57,6 @@ class DecoderSettings:
     size: str
     mask_stride: int
     query_rgb: bool
-    views: bool
     layout: bool
     affinity: bool
     scm: bool
@@ -104,7 +103,6 @@ class DiffUp:
         facts = Facts(
             mean=maps(),
             variance=maps(),
-            views=maps(uapf.VIEWS),
             extent=jnp.zeros((1, 2)),
             layout=maps(),
             similarity=jnp.zeros((1, cells, cells)),
@@ -324,9 +322,6 @@ class DiffUp:
         return {
             "mean": images.resize_maps(fold(fused.mean), tuple(r)),
             "variance": images.resize_maps(fold(fused.variance), tuple(r)),
-            "views": jnp.moveaxis(
-                images.resize_maps(fold(fused.views), tuple(r)), 1, -1
-            ),
             "extent": fold(made.extent),
             "layout": images.resize_maps(fold(made.layout), tuple(r)),
             "similarity": ways(made.similarity),

@@ -55,11 +55,10 @@ class Made(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """mean, variance [b n p q] at the prior grid; views [b n v p q], see uapf.py."""
+    """mean, variance [b n p q] at the prior grid."""
 
     mean: Float[Array, "b n p q"]
     variance: Float[Array, "b n p q"]
-    views: Float[Array, "b n v p q"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,29 +221,16 @@ class Prior:
         within = None
         if priors.spread is not None:
             within = joined(priors.spread, jnp.zeros_like(priors.text_maps))
-        evidence = {
-            "reliability": joined(reliability, priors.text_reliability),
-            "share": joined(share, of_text),
-            "temperature": self.settings.fusion_temperature,
-        }
-        valid = joined(valid, priors.text_valid)
         mean, variance = uapf.fuse(
             joined(priors.maps, priors.text_maps),
-            valid,
+            joined(valid, priors.text_valid),
             within=within,
+            reliability=joined(reliability, priors.text_reliability),
+            share=joined(share, of_text),
+            temperature=self.settings.fusion_temperature,
             floor=made.floor,
-            **evidence,
         )
-        weights = uapf.fusion_weights(valid, **evidence)
-        visual = weights[:, :, : levels * operators * maps]
-        views = uapf.views(
-            priors.maps,
-            priors.text_maps,
-            visual_weights=visual.reshape(priors.maps.shape[:5]),
-            text_weights=weights[:, :, levels * operators * maps :],
-            mean=mean,
-        )
-        return Fused(mean, variance, views)
+        return Fused(mean, variance)
 
     def affinity_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the cells of `Made.similarity` for an image size."""

@@ -69,7 +69,6 @@ _STARTED = _without(_FRESH, "losses.first_step")
 # a decoder.
 ROWS: dict[str, dict[str, Any]] = {
     "one forward": _ONE_FORWARD,
-    "one forward, no views": {**_ONE_FORWARD, "decoder.views": False},
     "one forward, no layout, no affinity": {
         **_ONE_FORWARD,
         "decoder.layout": False,
@@ -99,7 +98,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "full without DQM": {"decoder.dqm": False},
     "full without self-conditioning": {"losses.self_conditioning": 0.0},
     "full without affinity": {"decoder.affinity": False},
-    "full without views": {"decoder.views": False},
     "full without layout": {"decoder.layout": False},
     "full without the image": {"decoder.query_rgb": False},
     "full + conditional forward": {"process.condition_strength": 1.0},
