@@ -27,8 +27,8 @@ def priors(b, values, *, texts=0):
     )
 
 
-def disturbed(b, values, *, texts=0, dropout=0.0, log_gamma=SD, seed=0):
-    draws = Draws(jax.random.split(jax.random.key(seed), b))
+def disturbed(b, values, *, texts=0, dropout=0.0, log_gamma=SD):
+    draws = Draws(jax.random.split(jax.random.key(0), b))
     after, keep = jax.jit(
         lambda x: disturb(x, draws, dropout=dropout, log_gamma=log_gamma)
     )(priors(b, values, texts=texts))

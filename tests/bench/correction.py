@@ -200,7 +200,7 @@ def main() -> None:
     if options.decoder and not options.decoder.is_file():
         parser.error(f"--decoder: there is no file {str(options.decoder)!r}")
     path, _, fold = options.config.partition(":")
-    config = trials.config_of(path, trials.changes(options.set), fold=fold or None)
+    config = trials.config_of(path, trials.changes_of(options.set), fold=fold or None)
     config.eval.episodes = options.episodes
     config.eval.shots = (1,)
     config.eval.ways = 1
