@@ -23,7 +23,8 @@ _COMPLETE = "_CHECKPOINT_METADATA"
 # Saved beside the config. Raised by whoever changes what parameters of the same names
 # and shapes answer, so that a decoder is never used as another one than was trained.
 # 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
-REVISION = 2
+# 3: process.diffusion; without it there is no noise and no DQM.
+REVISION = 3
 
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:

@@ -47,7 +47,9 @@ METHOD = diffup.DiffUp(
         scm=True,
         dqm=True,
     ),
-    process=diffup.ProcessSettings(signal_scale=1.0, condition_strength=0.5),
+    process=diffup.ProcessSettings(
+        diffusion=True, signal_scale=1.0, condition_strength=0.5
+    ),
     sampler=diffup.SamplerSettings(
         steps=2, eta=1.0, samples=2, warm_start=True, prior_dropout=0.2
     ),

@@ -28,7 +28,9 @@ LOSSES = objective.LossSettings(
     error=0.2,
     quality=0.2,
 )
-PROCESS = objective.ProcessSettings(signal_scale=1.0, condition_strength=0.0)
+PROCESS = objective.ProcessSettings(
+    diffusion=True, signal_scale=1.0, condition_strength=0.0
+)
 
 
 @pytest.fixture(scope="module")

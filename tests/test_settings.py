@@ -99,10 +99,31 @@ def test_values_that_cannot_go_together_are_named():
     config.sampler.warm_start = True
     config.losses.from_own = 0.7
     config.losses.from_prior = 0.6
+    config.process.diffusion = True
     with pytest.raises(DiffUpError, match=r"warm_start: got True.*decoder\.dqm"):
         setup.from_config(config)
     with pytest.raises(DiffUpError, match=r"from_prior: got 1\.(29|3).*at most 1"):
         setup.from_config(config)
+
+
+def test_a_chain_is_not_asked_of_one_forward():
+    config = common.get_config()
+    config.sampler.steps = 4
+    config.sampler.samples = 3
+    config.sampler.warm_start = True
+    told = refused(config)
+    for name in ("steps: got 4", "samples: got 3", "warm_start: got True"):
+        assert f"config.sampler.{name}" in told
+    assert told.count("without process.diffusion") == 3
+    config.process.diffusion = True
+    setup.from_config(config)
+
+
+def test_samples_of_one_forward_need_something_to_differ_by():
+    config = common.get_config()
+    config.sampler.samples = 3
+    config.sampler.prior_dropout = 0.2
+    setup.from_config(config)
 
 
 def test_a_mixture_with_shots_for_its_kinds_and_several_ways_are_fine():

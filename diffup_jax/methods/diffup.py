@@ -2,7 +2,8 @@
 
 What of an episode depends on nothing that is trained is `prepare`d once; the decoder
 is trained on it (objective.py), or asked for samples of the mask, one `lax.scan` over
-the times of the chain for all of them.
+the times of the chain for all of them. Without `process.diffusion` the same decoder
+answers in one forward from nothing: a chain of one step whose x_1 holds no noise.
 
 One decoder over a frozen backbone, mean/variance condition and priors as intermediate
 states of the chain: arXiv 2407.16182. The sampler: this project's choice.
@@ -71,6 +72,9 @@ class SamplerSettings:
     time matched to DQM's estimate of the prior, not at 1. prior_dropout: each sample
     leaves out each (level, operator) pair of priors with this probability, so that
     samples start from priors of different granularity; 0 = all of them see all.
+
+    Without diffusion steps is 1, there is no warm start, eta is not read, and samples
+    differ by prior_dropout alone.
     """
 
     steps: int
@@ -174,7 +178,8 @@ class DiffUp:
 
         Args:
           query_strokes: what a user says of the query itself, see correction.py; the
-            chain restarts mid-way from its mask, if it holds one.
+            chain restarts mid-way from its mask, if it holds one. Without diffusion
+            there is no chain, each answer is made anew and the mask not read.
 
         Returns:
           probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
@@ -221,7 +226,8 @@ class DiffUp:
         if strokes is not None:
             strokes = correction.checked(strokes, (b, n, *size))
             said = correction.evidence(strokes, whole["rgb"], whole["similarity"])
-            present = correction.present(said, strokes)
+            if self.process.diffusion:
+                present = correction.present(said, strokes)
             whole = seen = correction.corrected(said, whole)
             said = jax.tree.map(spread, said)
         if self.sampler.prior_dropout:
@@ -231,39 +237,17 @@ class DiffUp:
             )
             if said is not None:
                 seen = correction.corrected(said, seen)
-        condition = apply("condition", facts_of(seen))
-        mean = seen["mean"]
-        start = self._start(apply, mean)
+        condition, mean = apply("condition", facts_of(seen)), seen["mean"]
         if not self.sampler.prior_dropout:
-            condition, mean, start = jax.tree.map(spread, (condition, mean, start))
-        origin = mean
-        if present is not None:
-            start, origin = jnp.full(len(mean), correction.RESTART), spread(present)
-        s = self.process.signal_scale
-        shift = self.process.condition_strength * s * (2 * mean - 1)
-        split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
-        split = split.reshape(-1, 2)
-        noise = diffusion.normal(split[:, 0], mean.shape[1:])
-        times = diffusion.times(start, steps=self.sampler.steps)
-        origin = s * (2 * origin - 1)
-        x = diffusion.forward(origin, times[0], noise=noise, shift=shift)
-
-        def denoise(x, t, previous):
-            if present is not None:
-                first = (t == times[0])[:, None, None]
-                previous = jnp.where(first, origin, previous)
-            out = apply("denoise", condition, x / s, t, previous / s)
-            return s * jnp.tanh(out.logits / 2)
-
-        x, _ = diffusion.sample(
-            denoise,
-            x,
-            times=times,
-            keys=split[:, 1],
-            shift=shift,
-            eta=self.sampler.eta,
-        )
-        prob = (x / s + 1) / 2
+            condition, mean = jax.tree.map(spread, (condition, mean))
+        if not self.process.diffusion:
+            nothing = jnp.zeros_like(mean)
+            out = apply("denoise", condition, nothing, jnp.ones(len(mean)), nothing)
+            prob = jax.nn.sigmoid(out.logits)
+        else:
+            split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
+            present = None if present is None else spread(present)
+            prob = self._chain(apply, condition, mean, present, split.reshape(-1, 2))
         if said is not None:
             prob = correction.mean(said, prob)
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
@@ -283,7 +267,44 @@ class DiffUp:
     def _network(self) -> UQDD:
         settings = dataclasses.asdict(self.decoder)
         del settings["mask_stride"]
+        # DQM judges x_t: without diffusion there is none.
+        settings["dqm"] = self.decoder.dqm and self.process.diffusion
         return UQDD(**settings)
+
+    def _chain(self, apply, condition, mean, present, keys) -> Float[Array, "b p q"]:
+        """The probability at the end of the chain, one row per sample.
+
+        Args:
+          present: the mask to restart from, in [0, 1], or None.
+          keys: two per row.
+        """
+        s = self.process.signal_scale
+        shift = self.process.condition_strength * s * (2 * mean - 1)
+        start = self._start(apply, mean)
+        origin = s * (2 * mean - 1)
+        if present is not None:
+            start = jnp.full(len(mean), correction.RESTART)
+            origin = s * (2 * present - 1)
+        times = diffusion.times(start, steps=self.sampler.steps)
+        noise = diffusion.normal(keys[:, 0], mean.shape[1:])
+        x = diffusion.forward(origin, times[0], noise=noise, shift=shift)
+
+        def denoise(x, t, previous):
+            if present is not None:
+                first = (t == times[0])[:, None, None]
+                previous = jnp.where(first, origin, previous)
+            out = apply("denoise", condition, x / s, t, previous / s)
+            return s * jnp.tanh(out.logits / 2)
+
+        x, _ = diffusion.sample(
+            denoise,
+            x,
+            times=times,
+            keys=keys[:, 1],
+            shift=shift,
+            eta=self.sampler.eta,
+        )
+        return (x / s + 1) / 2
 
     def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
         stride = self.decoder.mask_stride

@@ -9,6 +9,7 @@ m = s (2 mu - 1), lambda the strength of the condition in the forward process.
               + lambda_e |e_hat - |clip(x_t/s) - (2M - 1)| / 2|
               + lambda_q |q_hat - IoU(x_t > 0, M)|
     (4) loss = f L of (1) + (1 - f) L of (2)
+    (5) loss = BCE + Dice of x0_hat(0, 1, 0): without diffusion
 
 Training from x_0 alone teaches the network to trust x_t, which while sampling carries
 its own mistakes: then every further step made masks worse (measured, see docs). So z is
@@ -17,7 +18,8 @@ and t leans to noise. y, gradients stopped, is also the previous x0_hat
 (self-conditioning, arXiv 2208.04202) in a share of the draws.
 
 Every chain begins at (1), and with one step it ends there, so every draw trains it.
-What that brings, and what it does not: docs/results.md.
+What that brings, and what it does not: docs/results.md. (5) is the regression that
+the chain is measured against; nothing is drawn in it but the disturbance of the priors.
 
 Losses and draws: this project's choice.
 """
@@ -40,16 +42,19 @@ from diffup_jax.uqdd import UQDD, Decoded, Facts
 class ProcessSettings:
     """The diffusion process.
 
-    signal_scale: s; condition_strength: lambda, 0 = plain DDPM.
+    diffusion: False = one forward from nothing, equation (5); what follows and most of
+    LossSettings is then not read. signal_scale: s; condition_strength: lambda, 0 =
+    plain DDPM.
     """
 
+    diffusion: bool
     signal_scale: float
     condition_strength: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """What training draws and how it weighs.
+    """What training draws and how it weighs; the first five with diffusion only.
 
     first_step: f of equation (4), in [0, 1]; 1 = the first step is all that is trained.
     time_bias: t = u^(1/time_bias) in (2); 1 = uniform, larger = nearer to noise.
@@ -58,7 +63,8 @@ class LossSettings:
     prior_dropout: probability of leaving out each (level, operator) pair, and each
       text operator.
     prior_gamma: standard deviation of log gamma in the distortion P -> P^gamma.
-    dice, error, quality: weights of the loss terms.
+    dice, error, quality: weights of the loss terms; the last two are DQM's, with
+      diffusion only.
     """
 
     first_step: float
@@ -82,7 +88,7 @@ def loss(
     losses: LossSettings,
     process: ProcessSettings,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Equation (4): the mean over rows, and its terms by name.
+    """Equation (4) or (5): the mean over rows, and its terms by name.
 
     Args:
       params: of the decoder.
@@ -95,6 +101,11 @@ def loss(
         {"params": params}, *a, method=name
     )
     condition = apply("condition", facts_of(state))
+    nothing, start = jnp.zeros_like(target), jnp.ones(len(target))
+    if not process.diffusion:
+        out = apply("denoise", condition, nothing, start, nothing)
+        terms = _mask_terms(out.logits, target, valid)
+        return terms["bce"] + losses.dice * terms["dice"], terms
     b = draws.count
     n = len(target) // b
     shift = process.condition_strength * s * (2 * state["mean"] - 1)
@@ -107,7 +118,6 @@ def loss(
         return drawn.reshape(b * n, *tail)
 
     f = losses.first_step
-    nothing, start = jnp.zeros_like(target), jnp.ones(len(target))
     parts, own = [], nothing
     if f or losses.from_own or losses.self_conditioning:
         noise = draw("noise first", jax.random.normal, *target.shape[1:])
@@ -141,24 +151,30 @@ def facts_of(state: dict[str, Array]) -> Facts:
 
 def _terms(out: Decoded, x, target, valid) -> dict[str, Array]:
     """Terms of equation (3), each averaged over the batch."""
-    pixels = jnp.maximum(valid.sum(axis=(1, 2)), 1e-6)
-
-    def over_pixels(values):
-        return ((values * valid).sum(axis=(1, 2)) / pixels).mean()
-
-    logits = out.logits
-    bce = jnp.logaddexp(0.0, logits) - target * logits
-    prob = jax.nn.sigmoid(logits)
-    overlap = (prob * target * valid).sum(axis=(1, 2))
-    mass = ((prob + target) * valid).sum(axis=(1, 2))
     shown = jnp.clip(x, -1, 1)
     error = jnp.abs(shown - (2 * target - 1)) / 2
     hard, truth = (x > 0) * valid, (target > 0.5) * valid
     union = jnp.maximum(hard, truth).sum(axis=(1, 2))
     iou = (hard * truth).sum(axis=(1, 2)) / jnp.maximum(union, 1e-6)
     return {
-        "bce": over_pixels(bce),
-        "dice": (1 - (2 * overlap + 1) / (mass + 1)).mean(),
-        "error": over_pixels(jnp.abs(out.error - error)),
+        **_mask_terms(out.logits, target, valid),
+        "error": _over_pixels(jnp.abs(out.error - error), valid),
         "quality": jnp.abs(out.quality - iou).mean(),
     }
+
+
+def _mask_terms(logits, target, valid) -> dict[str, Array]:
+    """BCE and Dice of equations (3) and (5)."""
+    prob = jax.nn.sigmoid(logits)
+    overlap = (prob * target * valid).sum(axis=(1, 2))
+    mass = ((prob + target) * valid).sum(axis=(1, 2))
+    return {
+        "bce": _over_pixels(jnp.logaddexp(0.0, logits) - target * logits, valid),
+        "dice": (1 - (2 * overlap + 1) / (mass + 1)).mean(),
+    }
+
+
+def _over_pixels(values, valid) -> Array:
+    """The mean over the valid pixels of a row, and over rows."""
+    pixels = jnp.maximum(valid.sum(axis=(1, 2)), 1e-6)
+    return ((values * valid).sum(axis=(1, 2)) / pixels).mean()

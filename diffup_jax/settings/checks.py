@@ -52,12 +52,7 @@ def implausible(settings: Settings) -> list[str]:
             settings.prior.scales,
             "different numbers above 0, at most 4",
         ),
-        (
-            not settings.sampler.warm_start or settings.decoder.dqm,
-            "config.sampler.warm_start",
-            settings.sampler.warm_start,
-            "False without decoder.dqm, which tells the quality of the prior",
-        ),
+        *_sampler(settings),
         (
             settings.losses.from_own + settings.losses.from_prior <= 1 + 1e-9,
             "config.losses.from_own + from_prior",
@@ -166,6 +161,33 @@ def implausible(settings: Settings) -> list[str]:
         f"{name}: got {value!r}, expected {expected}"
         for fine, name, value, expected in checks
         if not fine
+    ]
+
+
+def _sampler(settings: Settings) -> list[tuple[bool, str, Any, str]]:
+    """What no chain could do, and what nothing but a chain could."""
+    sampler, chain = settings.sampler, settings.process.diffusion
+    without = "without process.diffusion"
+    return [
+        (
+            not sampler.warm_start or (chain and settings.decoder.dqm),
+            "config.sampler.warm_start",
+            sampler.warm_start,
+            f"False {without} or decoder.dqm, which tells the quality of the prior",
+        ),
+        (
+            chain or sampler.steps <= 1,
+            "config.sampler.steps",
+            sampler.steps,
+            f"1 {without}: one forward has no further steps",
+        ),
+        (
+            chain or sampler.samples <= 1 or sampler.prior_dropout > 0,
+            "config.sampler.samples",
+            sampler.samples,
+            f"1 {without}, or sampler.prior_dropout above 0: there is no noise, so all "
+            "samples would be the same",
+        ),
     ]
 
 

@@ -7,7 +7,7 @@
 Every row trains (or takes from --out what an earlier row or call trained with the same
 settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol, and
 prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, and the
-difference to the row "full" with the interval of paired episodes. `--on base` is for
+difference to the first row with the interval of paired episodes. `--on base` is for
 choosing: classes left out of the training, on held-out training images; `--on seen`
 scores the decoders of `--on novel` on the classes that trained them (trials.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
@@ -33,16 +33,11 @@ from diffup_jax import checkpoint
 from diffup_jax import settings as setup
 from tests.bench import trials
 
-# One regression step: nothing is noised, no state is seen, no answer is fed back.
-_ONE_FORWARD = {
-    "losses.first_step": 1.0,
-    # x_t / s is what the network sees: noise of this little is none.
-    "process.signal_scale": 1e6,
-    "sampler.steps": 1,
-    "sampler.samples": 1,
-}
+# The paper's: a mask drawn from noise. Further steps and samples are rows below.
+_FULL = {"process.diffusion": True, "sampler.steps": 2, "sampler.samples": 4}
 # Diffusion as usual, then one cure after the other: a row has all of those above it.
 _PLAIN = {
+    "process.diffusion": True,
     "losses.first_step": 0.0,
     "losses.time_bias": 1.0,
     "losses.from_own": 0.0,
@@ -65,15 +60,24 @@ _STATES = _without(_BIASED, "losses.from_own", "losses.from_prior")
 _FRESH = {**_STATES, "sampler.eta": 1.0}
 _STARTED = _without(_FRESH, "losses.first_step")
 
+# What both models have, and a row takes from one.
+_PARTS: dict[str, dict[str, Any]] = {
+    "without SCM": {"decoder.scm": False},
+    "without affinity": {"decoder.affinity": False},
+    "without layout": {"decoder.layout": False},
+    "without the image": {"decoder.query_rgb": False},
+    "all priors weigh the same": {"prior.fusion_temperature": 1e6},
+    "decoder B": {"decoder.size": "B"},
+    "decoder L": {"decoder.size": "L"},
+}
+_DROPPED = {"sampler.samples": 4, "sampler.prior_dropout": 0.2}
+
 # Name -> settings that differ from the config. Rows that differ in `sampler` only share
 # a decoder.
 ROWS: dict[str, dict[str, Any]] = {
-    "one forward": _ONE_FORWARD,
-    "one forward, no layout, no affinity": {
-        **_ONE_FORWARD,
-        "decoder.layout": False,
-        "decoder.affinity": False,
-    },
+    "one forward": {},
+    "one forward, 4 samples, each of a part of the priors": _DROPPED,
+    **{f"one forward, {name}": part for name, part in _PARTS.items()},
     "plain diffusion, 4 steps": _PLAIN,
     "plain diffusion, 1 step": {**_PLAIN, "sampler.steps": 1},
     "+ t biased to noise": _BIASED,
@@ -81,29 +85,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ eta = 1": _FRESH,
     "+ the first step trained too": _STARTED,
     "+ self-conditioning": _without(_STARTED, "losses.self_conditioning"),
-    "full": {},
-    "full, 1 step, 1 sample": {"sampler.steps": 1, "sampler.samples": 1},
-    "full, 2 steps, 1 sample": {"sampler.steps": 2, "sampler.samples": 1},
-    "full, 2 steps, 4 samples": {"sampler.steps": 2, "sampler.samples": 4},
-    "full, 4 steps, 1 sample": {"sampler.steps": 4, "sampler.samples": 1},
-    "full, 4 steps, 4 samples": {"sampler.steps": 4, "sampler.samples": 4},
-    "full, 10 steps, 1 sample": {"sampler.steps": 10, "sampler.samples": 1},
-    "full, 4 samples, each of a part of the priors": {
-        "sampler.samples": 4,
-        "sampler.prior_dropout": 0.2,
-    },
-    "full, warm start": {"sampler.warm_start": True},
-    "full, the first step not trained": {"losses.first_step": 0.0},
-    "full without SCM": {"decoder.scm": False},
-    "full without DQM": {"decoder.dqm": False},
-    "full without self-conditioning": {"losses.self_conditioning": 0.0},
-    "full without affinity": {"decoder.affinity": False},
-    "full without layout": {"decoder.layout": False},
-    "full without the image": {"decoder.query_rgb": False},
-    "full + conditional forward": {"process.condition_strength": 1.0},
-    "full, all priors weigh the same": {"prior.fusion_temperature": 1e6},
-    "full, decoder B": {"decoder.size": "B"},
-    "full, decoder L": {"decoder.size": "L"},
+    "full": _FULL,
+    "full, 1 step, 1 sample": {**_FULL, "sampler.steps": 1, "sampler.samples": 1},
+    "full, 2 steps, 1 sample": {**_FULL, "sampler.samples": 1},
+    "full, 4 steps, 1 sample": {**_FULL, "sampler.steps": 4, "sampler.samples": 1},
+    "full, 4 steps, 4 samples": {**_FULL, "sampler.steps": 4},
+    "full, 10 steps, 1 sample": {**_FULL, "sampler.steps": 10, "sampler.samples": 1},
+    "full, 4 samples, each of a part of the priors": {**_FULL, **_DROPPED},
+    "full, warm start": {**_FULL, "sampler.warm_start": True},
+    "full, the first step not trained": {**_FULL, "losses.first_step": 0.0},
+    "full, without DQM": {**_FULL, "decoder.dqm": False},
+    "full, without self-conditioning": {**_FULL, "losses.self_conditioning": 0.0},
+    "full, conditional forward": {**_FULL, "process.condition_strength": 1.0},
+    **{f"full, {name}": {**_FULL, **part} for name, part in _PARTS.items()},
 }
 
 
@@ -201,7 +195,7 @@ def resampled(found: dict[str, Any], *, resamples: int = 1000) -> np.ndarray:
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Lines of the table: mean over the runs of each row, and differences to "full"."""
+    """Lines of the table: mean over the runs of each row, differences to the first."""
     mean = lambda name, key: np.mean([r[key] for r in results[name]])  # noqa: E731
     draws = {
         name: np.mean([resampled(r) for r in found], axis=0)
@@ -212,7 +206,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     )
     first = next(iter(results))
     lines = [
-        "| row | mIoU (95 %) | difference to full | by fold and seed |",
+        f"| row | mIoU (95 %) | difference to {first!r} | by fold and seed |",
         "|---|---|---|---|",
         f"| everything foreground | {mean(first, 'everything'):.1f} | | |",
         f"| training-free prior, best threshold | {mean(first, 'prior'):.1f} | | "
@@ -221,9 +215,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for name, found in results.items():
         change = ""
-        if "full" in results and name != "full":
-            apart = draws[name] - draws["full"]
-            change = f"{mean(name, 'miou') - mean('full', 'miou'):+.1f} "
+        if name != first:
+            apart = draws[name] - draws[first]
+            change = f"{mean(name, 'miou') - mean(first, 'miou'):+.1f} "
             change += interval(apart)
         each = " ".join(f"{r['miou']:.1f}" for r in found)
         lines.append(
