@@ -41,7 +41,8 @@ from diffup_jax.metrics import Reliability
 # The keys of a row of the results file, in their order.
 ROW_KEYS = (
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
+    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
+    *("steps", "samples"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
     *("everything_foreground", "auroc_variance", "auroc_uncertainty", "auroc_spread"),
     *("ece", "ece_foreground", "reliability"),
@@ -53,7 +54,8 @@ class Setting(NamedTuple):
     """Under what a number was measured; without all of it a number says nothing.
 
     `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
-    list, `steps` and `samples` the sampler, `weights` the decoder (its checkpoint).
+    list, `method` how masks were made ("prior", "one forward" or "diffusion"), `steps`
+    and `samples` the sampler, `weights` the decoder (its checkpoint).
     """
 
     dataset: str
@@ -67,6 +69,7 @@ class Setting(NamedTuple):
     ways: int
     episodes_sha: str
     seed: int
+    method: str
     steps: int
     samples: int
     weights: str
@@ -198,8 +201,7 @@ def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> 
         f"{facts['dataset']} fold {facts['fold']}, protocol {facts['protocol']}, "
         f"{facts['image_size']} px, {facts['ways']}-way; {facts['backbone']} "
         f"(weights {facts['weights_digest']}); decoder {facts['weights']}, "
-        f"{facts['steps']} steps, {facts['samples']} samples, seed {facts['seed']}; "
-        "interval: 95 % bootstrap"
+        f"{sampler(facts)}, seed {facts['seed']}; interval: 95 % bootstrap"
     )
     lines = [setting]
     absent = sorted({name for each in members for name in each["absent_classes"]})
@@ -210,6 +212,18 @@ def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> 
         if most:
             lines.append(f"{why} left out: {most}")
     return "\n".join(lines)
+
+
+def sampler(facts: Mapping[str, Any]) -> str:
+    """How the masks of a row were made, in words."""
+    counts = {name: facts[name] for name in ("steps", "samples")}
+    # One of either is no news, but a chain is never named without its length.
+    told = [
+        f"{count} {name if count > 1 else name[:-1]}"
+        for name, count in counts.items()
+        if count > 1 or (name == "steps" and facts["method"] == "diffusion")
+    ]
+    return ", ".join([facts["method"], *told])
 
 
 def _reliability(table: Reliability) -> list[dict[str, float | None]]:

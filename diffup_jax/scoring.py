@@ -325,6 +325,7 @@ def _setting(
 ) -> report.Setting:
     untrained = "random " if backbone.weights == "random" else ""
     free = settings.method == "prior"
+    drawn = "diffusion" if settings.process.diffusion else "one forward"
     return report.Setting(
         dataset=test.source.name,
         fold=settings.data.fold,
@@ -337,6 +338,7 @@ def _setting(
         ways=settings.eval.ways,
         episodes_sha=test.sha,
         seed=settings.eval.seed,
+        method="prior" if free else drawn,
         steps=0 if free else settings.sampler.steps,
         samples=0 if free else settings.sampler.samples,
         weights=decoder,
@@ -364,7 +366,7 @@ def _gallery(path, settings, answer, test: Test, cue, result, *, row, text) -> N
         "cue": f"{row['cue']}, {row['shots']}-shot, {row['ways']}-way",
         "mIoU": f"{row['miou']:.1f} over {row['episodes']} episodes",
         "prior at best threshold": f"{row['prior_miou']:.1f}",
-        "sampler": f"{row['steps']} steps, {row['samples']} samples",
+        "masks": report.sampler(row),
     }
     if text is not None and cues.any_text([cue]):
         facts["text"] = text.told(settings.text.templates)

@@ -18,7 +18,8 @@ from diffup_jax.types import DiffUpError, Episode
 NAMES = {0: "cat", 4: "dog", 8: "[bold]owl"}
 KEYS = [
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "steps", "samples"),
+    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
+    *("steps", "samples"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
 ]
 SETTING = Setting(
@@ -33,6 +34,7 @@ SETTING = Setting(
     ways=1,
     episodes_sha="aeb00fa3d011d93e",
     seed=0,
+    method="diffusion",
     steps=4,
     samples=1,
     weights="step 100",
@@ -326,3 +328,18 @@ def test_gallery_choice(episodes):
         ranked = np.sort(ious[~np.isnan(ious)])
         np.testing.assert_array_equal(ious[chosen[-8:]], ranked[:8][::-1])
         np.testing.assert_array_equal(ious[chosen[:8]], ranked[::-1][:8])
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "samples", "words"),
+    [
+        ("prior", 0, 0, "prior"),
+        ("one forward", 1, 1, "one forward"),
+        ("one forward", 1, 4, "one forward, 4 samples"),
+        ("diffusion", 1, 1, "diffusion, 1 step"),
+        ("diffusion", 2, 4, "diffusion, 2 steps, 4 samples"),
+    ],
+)
+def test_a_report_says_how_its_masks_were_made(method, steps, samples, words):
+    facts = {"method": method, "steps": steps, "samples": samples}
+    assert report.sampler(facts) == words

@@ -68,7 +68,7 @@ def test_results_lists_and_gallery(config, work, tmp_path, capsys):
     for row in rows:
         assert row["episodes"] == 6 and row["weights"] == "run step 7"
         assert row["weights_digest"].startswith("random ")
-        assert (row["steps"], row["samples"]) == (2, 1)
+        assert (row["method"], row["steps"], row["samples"]) == ("diffusion", 2, 1)
         assert [item["class_id"] for item in row["per_class"]] == [0, 4]
     (path,) = (output.parent / "episodes").iterdir()
     draws, meta = episodes.read_draws(path)
@@ -220,6 +220,7 @@ def test_the_training_free_method_needs_no_run(config, tmp_path):
     output = str(tmp_path / "results.json")
     (row,) = scoring.score_run(config, workdir=None, output=output)
     assert row["weights"] == "none (training-free)" and row["steps"] == 0
+    assert row["method"] == "prior"
     assert row["prior_miou"] > 0
     assert row["auroc_spread"] is None and 0 < row["auroc_uncertainty"] < 1
     assert not (tmp_path / "gallery.html").exists()

@@ -55,7 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     path, _, fold = options.config.partition(":")
     counts = [int(x) for x in options.steps.split(",")]
-    changes = {"backbone.weights": "random", **trials.changes_of(options.set)}
+    changes = {"backbone.weights": "random", "process.diffusion": True}
+    changes |= trials.changes_of(options.set)
     runs = {}
     for count in counts:
         config = trials.config_of(
