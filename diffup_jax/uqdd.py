@@ -23,6 +23,9 @@ In (5) S is the similarity of the query's cells, D their distance on its grid, a
 lets cells that look alike to the backbone share what the decoder found: in the pyramid,
 once per episode, and in the last stage of the level nearest to the grid of S.
 
+Without diffusion (methods/diffup.py) x_t and x0_prev are zero, t is 1, DQM is left out,
+and the network is called once.
+
 The seven stages, the inputs of SCM (mean, variance, query infos) and of DQM (x_t), and
 DQM's error-map and IoU levels are the paper's (arXiv 2407.16182). Layer sizes, the form
 of (1)-(5), extent and layout are this project's choice. `condition` holds all that does

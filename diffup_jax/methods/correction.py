@@ -52,8 +52,9 @@ class Strokes(NamedTuple):
     """What a user says of a query: bool, or float in [0, 1].
 
     fg, bg [b n h w]: known foreground and known background of each way, all strokes so
-    far; both 0 where nothing is said. mask [b n h w]: the probability to restart from,
-    None = none, the strokes are only one more cue.
+    far; both 0 where nothing is said. mask [b n h w]: the probability to restart the
+    chain from, None = none, the strokes are only one more cue; without diffusion there
+    is no chain and it is not read.
     """
 
     fg: Any

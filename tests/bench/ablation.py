@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--score", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--swap", default="", metavar="NAME=WEIGHTS")
     options = parser.parse_args()
-    options.config, _, fold = options.config.partition(":")
+    _, _, fold = options.config.partition(":")
     folds = [int(x) for x in (options.folds or fold or "0").split(",")]
     seeds = [int(x) for x in options.seeds.split(",")]
     names = [x.strip() for x in options.rows.split(";") if x.strip()] or list(ROWS)

@@ -146,8 +146,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=160)
     parser.add_argument("--cues", default="mask,box,scribble,point")
     options = parser.parse_args()
-    path, _, fold = options.config.partition(":")
-    config = trials.config_of(path, {"method": "prior"}, fold=fold or None)
+    config = trials.config_of(options.config, {"method": "prior"})
     settings = setup.from_config(config)
     method = setup.make_method(settings, setup.make_backbone(settings))
     params = {"backbone": method.backbone.params}

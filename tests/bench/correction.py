@@ -11,8 +11,8 @@ simulated user clicks once: on the largest connected component of the error, at 
 point of it that is furthest from its border, with a disc of 5 px (at 384) that stays
 inside the component: foreground where the mask was missed, background where it was
 false. All strokes so far and the present mask go back into `predict_prepared`; priors
-are made once per episode. With --fresh the mask does not go back: each answer is drawn
-anew from the corrected prior.
+are made once per episode. Without diffusion, and with --fresh, the mask does not go
+back: each answer is made anew from the corrected prior.
 
 "painted" is the naive peer: the same discs set in the first prediction, no model asked.
 What the user would have painted is in both scores, so only their difference is the
@@ -199,12 +199,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.decoder and not options.decoder.is_file():
         parser.error(f"--decoder: there is no file {str(options.decoder)!r}")
-    path, _, fold = options.config.partition(":")
-    config = trials.config_of(path, trials.changes_of(options.set), fold=fold or None)
+    config = trials.config_of(options.config, trials.changes_of(options.set))
     config.eval.episodes = options.episodes
     config.eval.shots = (1,)
     config.eval.ways = 1
     settings = setup.from_config(config)
+    if options.fresh and not settings.process.diffusion:
+        parser.error("--fresh: without process.diffusion every answer is made anew")
     cases = {"novel": novel_cases, "base": base_cases}[options.on](settings)
     sha = episodes.draws_sha(cases.draws)
     device = jax.devices()[0].device_kind

@@ -82,13 +82,12 @@ def main() -> None:
     parser.add_argument("--shots", default="1")
     parser.add_argument("--episodes", type=int, default=160)
     options = parser.parse_args()
-    path, _, fold = options.config.partition(":")
     shots = [int(part) for part in options.shots.split(",")]
     print("scales                   shots  mIoU   s/episode")
     for text in options.scales:
         scales = tuple(float(part) for part in text.split(","))
         for k in shots:
-            config = trials.config_of(path, {}, fold=fold or None)
+            config = trials.config_of(options.config, {})
             miou, seconds = score(
                 config, scales, options.episodes, shots=k, most=max(shots)
             )

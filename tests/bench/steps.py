@@ -53,17 +53,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    path, _, fold = options.config.partition(":")
     counts = [int(x) for x in options.steps.split(",")]
     changes = {"backbone.weights": "random", "process.diffusion": True}
     changes |= trials.changes_of(options.set)
     runs = {}
     for count in counts:
         config = trials.config_of(
-            path,
-            {**changes, "sampler.steps": count},
-            fold=fold or None,
-            seed=0,
+            options.config, {**changes, "sampler.steps": count}, seed=0
         )
         settings = setup.from_config(config)
         method = setup.make_method(settings, setup.make_backbone(settings))

@@ -84,22 +84,28 @@ def changes_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def config_of(
-    path: str,
+    named: str,
     changes: dict[str, Any],
     *,
-    fold: int | str | None = None,
+    fold: int | None = None,
     seed: int | None = None,
 ) -> Any:
-    """The config file of `path` with a fold, a seed (None: its own), dotted changes."""
+    """The config FILE[:FOLD] with another fold or seed (None: its own), dotted changes.
+
+    Raises:
+      SystemExit: if a change names no setting.
+    """
+    path, _, own = named.partition(":")
+    fold = str(fold) if fold is not None else own or None
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    config = module.get_config() if fold is None else module.get_config(str(fold))
+    config = module.get_config() if fold is None else module.get_config(fold)
     if seed is not None:
         config.seed = seed
     for name, value in changes.items():
         *sections, key = name.split(".")
         part = config
         for section in sections:
-            part = part[section]
+            part = part.get(section, {})
         if key not in part:
             raise SystemExit(f"unknown setting {name!r}: see configs/common.py")
         part[key] = type(part[key])(value) if part[key] is not None else value
