@@ -102,8 +102,8 @@ def get_config() -> ConfigDict:
             },
             "process": {
                 # True: the paper's diffusion, with sampler.steps and samples of your
-                # choice. False: the same decoder answers in one forward: faster, and
-                # on novel classes not behind in what was measured, docs/results.md.
+                # choice. False: the same decoder answers in one forward, which was as
+                # good in what was measured, and is cheaper: docs/results.md.
                 "diffusion": False,
                 "signal_scale": 1.0,
                 "condition_strength": 0.0,
