@@ -167,26 +167,27 @@ def implausible(settings: Settings) -> list[str]:
 def _sampler(settings: Settings) -> list[tuple[bool, str, Any, str]]:
     """What no chain could do, and what nothing but a chain could."""
     sampler, chain = settings.sampler, settings.process.diffusion
-    without = "without process.diffusion"
+    switch = "config.process.diffusion=True"
     return [
         (
             not sampler.warm_start or (chain and settings.decoder.dqm),
             "config.sampler.warm_start",
             sampler.warm_start,
-            f"False {without} or decoder.dqm, which tells the quality of the prior",
+            f"False, or {switch} and config.decoder.dqm=True: DQM tells the quality "
+            "of the prior",
         ),
         (
             chain or sampler.steps <= 1,
             "config.sampler.steps",
             sampler.steps,
-            f"1 {without}: one forward has no further steps",
+            f"1, or {switch}: one forward has no further steps",
         ),
         (
             chain or sampler.samples <= 1 or sampler.prior_dropout > 0,
             "config.sampler.samples",
             sampler.samples,
-            f"1 {without}, or sampler.prior_dropout above 0: there is no noise, so all "
-            "samples would be the same",
+            f"1, or {switch}, or config.sampler.prior_dropout above 0: else all samples "
+            "are the same",
         ),
     ]
 
