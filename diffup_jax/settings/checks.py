@@ -186,8 +186,8 @@ def _sampler(settings: Settings) -> list[tuple[bool, str, Any, str]]:
             chain or sampler.samples <= 1 or sampler.prior_dropout > 0,
             "config.sampler.samples",
             sampler.samples,
-            f"1, or {switch}, or config.sampler.prior_dropout above 0: else all samples "
-            "are the same",
+            f"1, or {switch}, or config.sampler.prior_dropout above 0: else all "
+            "samples are the same",
         ),
     ]
 
