@@ -189,6 +189,11 @@ class UQDD(nn.Module):
             )
         return Condition(stages, self.entry(levels[0]), self.prior(2 * mean - 1), alike)
 
+    def once(self, condition: Condition) -> Decoded:
+        """The answer without diffusion: `denoise` of nothing, at t = 1."""
+        nothing = jnp.zeros_like(condition.prior[..., 0])
+        return self.denoise(condition, nothing, jnp.ones(len(nothing)), nothing)
+
     def denoise(
         self,
         condition: Condition,

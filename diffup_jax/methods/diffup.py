@@ -2,11 +2,11 @@
 
 What of an episode depends on nothing that is trained is `prepare`d once; the decoder
 is trained on it (objective.py), or asked for samples of the mask, one `lax.scan` over
-the times of the chain for all of them. Without `process.diffusion` the same decoder
-answers in one forward from nothing: a chain of one step whose x_1 holds no noise.
+the times of the chain for all of them (chain.py). Without `process.diffusion` the same
+decoder answers once, in one forward from nothing.
 
 One decoder over a frozen backbone, mean/variance condition and priors as intermediate
-states of the chain: arXiv 2407.16182. The sampler: this project's choice.
+states of the chain: arXiv 2407.16182.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffup_jax import diffusion, images
-from diffup_jax.methods import correction, objective
+from diffup_jax import images
+from diffup_jax.methods import chain, correction, objective
+from diffup_jax.methods.chain import SamplerSettings
 from diffup_jax.methods.correction import Strokes
 from diffup_jax.methods.disturbance import Draws, disturb
 from diffup_jax.methods.objective import LossSettings, ProcessSettings, facts_of
@@ -62,26 +63,6 @@ class DecoderSettings:
     affinity: bool
     scm: bool
     dqm: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSettings:
-    """How masks are drawn.
-
-    steps >= 1 of DDIM; eta in [0, 1]; samples >= 1, averaged; warm_start: begin at the
-    time matched to DQM's estimate of the prior, not at 1. prior_dropout: each sample
-    leaves out each (level, operator) pair of priors with this probability, so that
-    samples start from priors of different granularity; 0 = all of them see all.
-
-    Without diffusion steps is 1, there is no warm start, eta is not read, and samples
-    differ by prior_dropout alone.
-    """
-
-    steps: int
-    eta: float
-    samples: int
-    warm_start: bool
-    prior_dropout: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,13 +222,18 @@ class DiffUp:
         if not self.sampler.prior_dropout:
             condition, mean = jax.tree.map(spread, (condition, mean))
         if not self.process.diffusion:
-            nothing = jnp.zeros_like(mean)
-            out = apply("denoise", condition, nothing, jnp.ones(len(mean)), nothing)
-            prob = jax.nn.sigmoid(out.logits)
+            prob = jax.nn.sigmoid(apply("once", condition).logits)
         else:
             split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
-            present = None if present is None else spread(present)
-            prob = self._chain(apply, condition, mean, present, split.reshape(-1, 2))
+            prob = chain.drawn(
+                apply,
+                condition,
+                mean=mean,
+                present=None if present is None else spread(present),
+                keys=split.reshape(-1, 2),
+                process=self.process,
+                sampler=self.sampler,
+            )
         if said is not None:
             prob = correction.mean(said, prob)
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
@@ -270,41 +256,6 @@ class DiffUp:
         # DQM judges x_t: without diffusion there is none.
         settings["dqm"] = self.decoder.dqm and self.process.diffusion
         return UQDD(**settings)
-
-    def _chain(self, apply, condition, mean, present, keys) -> Float[Array, "b p q"]:
-        """The probability at the end of the chain, one row per sample.
-
-        Args:
-          present: the mask to restart from, in [0, 1], or None.
-          keys: two per row.
-        """
-        s = self.process.signal_scale
-        shift = self.process.condition_strength * s * (2 * mean - 1)
-        start = self._start(apply, mean)
-        origin = s * (2 * mean - 1)
-        if present is not None:
-            start = jnp.full(len(mean), correction.RESTART)
-            origin = s * (2 * present - 1)
-        times = diffusion.times(start, steps=self.sampler.steps)
-        noise = diffusion.normal(keys[:, 0], mean.shape[1:])
-        x = diffusion.forward(origin, times[0], noise=noise, shift=shift)
-
-        def denoise(x, t, previous):
-            if present is not None:
-                first = (t == times[0])[:, None, None]
-                previous = jnp.where(first, origin, previous)
-            out = apply("denoise", condition, x / s, t, previous / s)
-            return s * jnp.tanh(out.logits / 2)
-
-        x, _ = diffusion.sample(
-            denoise,
-            x,
-            times=times,
-            keys=keys[:, 1],
-            shift=shift,
-            eta=self.sampler.eta,
-        )
-        return (x / s + 1) / 2
 
     def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
         stride = self.decoder.mask_stride
@@ -350,13 +301,3 @@ class DiffUp:
             "target": fold(target),
             "valid": ways(valid),
         }
-
-    def _start(self, apply, mean) -> Float[Array, " b"]:
-        """First time of the chain: 1, or the warm start matched to DQM's estimate."""
-        if not self.sampler.warm_start:
-            return jnp.ones(len(mean))
-        quality = apply("quality", 2 * mean - 1)
-        foreground = (mean > 0.5).mean(axis=(1, 2))
-        return diffusion.matched_time(
-            quality, foreground, scale=self.process.signal_scale
-        )

@@ -101,10 +101,8 @@ def loss(
         {"params": params}, *a, method=name
     )
     condition = apply("condition", facts_of(state))
-    nothing, start = jnp.zeros_like(target), jnp.ones(len(target))
     if not process.diffusion:
-        out = apply("denoise", condition, nothing, start, nothing)
-        terms = _mask_terms(out.logits, target, valid)
+        terms = _mask_terms(apply("once", condition).logits, target, valid)
         return terms["bce"] + losses.dice * terms["dice"], terms
     b = draws.count
     n = len(target) // b
@@ -118,6 +116,7 @@ def loss(
         return drawn.reshape(b * n, *tail)
 
     f = losses.first_step
+    nothing, start = jnp.zeros_like(target), jnp.ones(len(target))
     parts, own = [], nothing
     if f or losses.from_own or losses.self_conditioning:
         noise = draw("noise first", jax.random.normal, *target.shape[1:])
