@@ -6,8 +6,9 @@
 Batches are `EvaluationBatch`es in the order of the evaluation list; they say which
 places of it they hold. `predict(keys, episode)`, with one key per episode, answers
 (prob [b n h w] in [0, 1], maps) at the network's size, maps holding "prior_mean",
-"prior_variance" and "uncertainty" of the same shape, and "spread" where the method
-draws samples. The evaluator knows no method.
+"prior_variance" and "uncertainty" of the same shape, "spread" where the method draws
+samples, and "threshold" [b n] where its masks are not cut at 1/2. The evaluator knows
+no method.
 
 Pixels are counted there, on the device; or, where a batch carries truths at their
 query's own size, on the host after every map was brought to that size.
@@ -70,6 +71,12 @@ def predictions(
         episode = jax.device_put(batch.episode)
         prob, maps = predict(fold(key, places), episode)
         expected = episode.query_mask.shape
+        threshold = maps.get(metrics.THRESHOLD)
+        if threshold is not None and threshold.shape != expected[:2]:
+            raise DiffUpError(
+                f"predict returned a threshold of shape {threshold.shape}, expected "
+                f"{expected[:2]} [b n]: one number for each way of an episode"
+            )
         for name in metrics.MAPS:
             if name not in maps:
                 raise DiffUpError(
@@ -181,15 +188,18 @@ def _counted(
     Reading them here would wait for the device.
     """
     for batch, episode, prob, maps in answers:
-        maps = _read(maps)
+        told = _read(maps)
+        if metrics.THRESHOLD in maps:
+            told[metrics.THRESHOLD] = maps[metrics.THRESHOLD]
         own_size = bool(batch.truths)
-        yield batch, (prob, maps) if own_size else metrics.score(prob, maps, episode)
+        yield batch, (prob, told) if own_size else metrics.score(prob, told, episode)
 
 
 def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:
     """Counts of the real episodes, each at its query's own size."""
     prob = np.asarray(prob, np.float32)
     maps = {name: np.asarray(values, np.float32) for name, values in maps.items()}
+    thresholds = maps.pop(metrics.THRESHOLD, None)
     counts = []
     for row, truth in enumerate(batch.truths):
 
@@ -197,6 +207,8 @@ def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:
             return np.stack([frames.leave(v, shape, frame=frame) for v in values[row]])
 
         mine = {name: own(values) for name, values in maps.items()}
+        if thresholds is not None:
+            mine[metrics.THRESHOLD] = thresholds[row]
         counts.append(metrics.score_on_host(own(prob), mine, *truth))
     return metrics.Counts(*(np.concatenate(p) for p in zip(*counts, strict=True)))
 

@@ -5,7 +5,7 @@
 The results file holds what was measured and under which setting, and no time, so that
 running the same evaluation twice writes the same bytes. Keys of a row, in this order:
 
-    dataset .. samples          the setting, see `Setting`
+    dataset .. threshold        the setting, see `Setting`
     miou, miou_ci95, fb_iou     percent; the interval is a 95 % bootstrap
     prior_miou, prior_threshold the prior mean alone at its best threshold
     per_class                   class_id, name, iou, episodes
@@ -42,7 +42,7 @@ from diffup_jax.metrics import Reliability
 ROW_KEYS = (
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
     *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
-    *("steps", "samples"),
+    *("steps", "samples", "threshold"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
     *("everything_foreground", "auroc_variance", "auroc_uncertainty", "auroc_spread"),
     *("ece", "ece_foreground", "reliability"),
@@ -50,12 +50,21 @@ ROW_KEYS = (
 )
 
 
+# Where masks are cut, in words.
+_CUTS = {
+    "iou": "cut for the greatest expected IoU",
+    "half": "cut at 1/2",
+    "otsu": "cut by Otsu's criterion",
+}
+
+
 class Setting(NamedTuple):
     """Under what a number was measured; without all of it a number says nothing.
 
     `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
     list, `method` how masks were made ("prior", "one forward" or "diffusion"), `steps`
-    and `samples` the sampler, `weights` the decoder (its checkpoint).
+    and `samples` the sampler, `threshold` where the probability is cut ("iou", "half"
+    or, the prior, "otsu"), `weights` the decoder (its checkpoint).
     """
 
     dataset: str
@@ -72,6 +81,7 @@ class Setting(NamedTuple):
     method: str
     steps: int
     samples: int
+    threshold: str
     weights: str
 
 
@@ -223,7 +233,7 @@ def sampler(facts: Mapping[str, Any]) -> str:
         for name, count in counts.items()
         if count > 1 or (name == "steps" and facts["method"] == "diffusion")
     ]
-    return ", ".join([facts["method"], *told])
+    return ", ".join([facts["method"], *told, _CUTS[facts["threshold"]]])
 
 
 def _reliability(table: Reliability) -> list[dict[str, float | None]]:

@@ -341,6 +341,7 @@ def _setting(
         method="prior" if free else drawn,
         steps=0 if free else settings.sampler.steps,
         samples=0 if free else settings.sampler.samples,
+        threshold="otsu" if free else settings.sampler.threshold,
         weights=decoder,
     )
 

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
+from diffup_jax import metrics
 from diffup_jax.types import CUES, Episode
 
 # Apart for every common kind of colour blindness, and rare in photographs.
@@ -81,7 +82,7 @@ def gallery_items(
     """The first `count` episodes of a batch as items, one per way.
 
     `prob` [b n h w] and `maps` are a method's answer, `names` class index -> name.
-    The rule of prediction is the metrics': the best way where it exceeds 1/2.
+    The rule of prediction is the metrics'.
     """
     parts = Episode(*(np.asarray(part)[:count] for part in episode))
     prob = np.asarray(prob, np.float32)[:count]
@@ -89,10 +90,12 @@ def gallery_items(
         np.asarray(maps[name], np.float32)[:count]
         for name in ("prior_mean", "prior_variance", "uncertainty")
     )
-    best = prob.argmax(axis=1)
+    halves = np.full(prob.shape[:2], 0.5)
+    thresholds = np.asarray(maps.get(metrics.THRESHOLD, halves), np.float32)[:count]
+    shown = [metrics.predicted(*of) for of in zip(prob, thresholds, strict=True)]
     items = []
     for b, n in np.ndindex(prob.shape[:2]):
-        prediction = (best[b] == n) & (prob[b, n] > 0.5)
+        prediction = shown[b][n]
         truth, valid = parts.query_mask[b, n] > 0.5, parts.query_valid[b]
         union = np.count_nonzero((prediction | truth) & valid)
         kept = parts.shot_valid[b, n]

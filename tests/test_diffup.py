@@ -51,7 +51,12 @@ METHOD = diffup.DiffUp(
         diffusion=True, signal_scale=1.0, condition_strength=0.5
     ),
     sampler=diffup.SamplerSettings(
-        steps=2, eta=1.0, samples=2, warm_start=True, prior_dropout=0.2
+        steps=2,
+        eta=1.0,
+        samples=2,
+        warm_start=True,
+        prior_dropout=0.2,
+        threshold="iou",
     ),
     losses=LOSSES,
 )

@@ -19,7 +19,7 @@ NAMES = {0: "cat", 4: "dog", 8: "[bold]owl"}
 KEYS = [
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
     *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
-    *("steps", "samples"),
+    *("steps", "samples", "threshold"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
 ]
 SETTING = Setting(
@@ -37,6 +37,7 @@ SETTING = Setting(
     method="diffusion",
     steps=4,
     samples=1,
+    threshold="iou",
     weights="step 100",
 )
 
@@ -164,7 +165,12 @@ def test_a_broken_predict_is_refused():
         prob, maps = _predict(key, episode)
         return prob, {**maps, "spread": maps["spread"][..., ::2]}
 
+    def flat(key, episode):
+        prob, maps = _predict(key, episode)
+        return prob, {**maps, "threshold": prob[:, 0, 0, 0]}
+
     for predict, words in (
+        (flat, "threshold of shape"),
         (small, "prob of shape"),
         (silent, "'prior_variance'"),
         (narrow, "spread of shape"),
@@ -218,6 +224,34 @@ def test_scoring_at_own_sizes(frame):
     device = _evaluate(episodes, 3)
     jax.tree.map(np.testing.assert_array_equal, host[:3], device[:3])
     assert isinstance(host.state, metrics.State)
+
+
+def test_a_methods_own_threshold_counts_alike_at_both_sizes():
+    episodes = _episodes(5)
+    truths = [
+        Truth(mask > 0.5, valid)
+        for mask, valid in zip(episodes.query_mask, episodes.query_valid, strict=True)
+    ]
+
+    def low(keys, episode):
+        prob, maps = _predict(keys, episode)
+        return prob, {**maps, "threshold": prob.mean(axis=(2, 3))}
+
+    found = [
+        evaluation.evaluate(
+            predict,
+            jax.random.key(0),
+            _batches(episodes, 3, **own),
+            classes=(0, 4, 8),
+            episodes=5,
+            frame="square",
+            seed=0,
+            resamples=10,
+        )
+        for predict, own in ((low, {}), (low, {"truths": truths}), (_predict, {}))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, found[0][:3], found[1][:3])
+    assert (found[0].state.union != found[2].state.union).any()
 
 
 def test_results_file(tmp_path):
@@ -331,15 +365,24 @@ def test_gallery_choice(episodes):
 
 
 @pytest.mark.parametrize(
-    ("method", "steps", "samples", "words"),
+    ("method", "steps", "samples", "threshold", "words"),
     [
-        ("prior", 0, 0, "prior"),
-        ("one forward", 1, 1, "one forward"),
-        ("one forward", 1, 4, "one forward, 4 samples"),
-        ("diffusion", 1, 1, "diffusion, 1 step"),
-        ("diffusion", 2, 4, "diffusion, 2 steps, 4 samples"),
+        ("prior", 0, 0, "otsu", "prior, cut by Otsu's criterion"),
+        ("one forward", 1, 1, "half", "one forward, cut at 1/2"),
+        ("one forward", 1, 4, "half", "one forward, 4 samples, cut at 1/2"),
+        ("diffusion", 1, 1, "half", "diffusion, 1 step, cut at 1/2"),
+        (
+            "diffusion",
+            2,
+            4,
+            "iou",
+            "diffusion, 2 steps, 4 samples, cut for the greatest expected IoU",
+        ),
     ],
 )
-def test_a_report_says_how_its_masks_were_made(method, steps, samples, words):
+def test_a_report_says_how_its_masks_were_made(
+    method, steps, samples, threshold, words
+):
     facts = {"method": method, "steps": steps, "samples": samples}
+    facts["threshold"] = threshold
     assert report.sampler(facts) == words

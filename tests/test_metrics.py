@@ -203,6 +203,35 @@ def test_the_host_counts_as_the_device_does_at_every_edge():
     assert not one.finite[0]
 
 
+def test_a_methods_own_threshold_takes_the_place_of_one_half():
+    random = np.random.default_rng(5)
+    for ways in (1, 3):
+        prob, maps, episode = _batch(ways, n=ways)
+        own = random.uniform(0.1, 0.5, prob.shape[:2]).astype(np.float32)
+        own[0] = 0.5
+        counts = metrics.score(prob, {**maps, metrics.THRESHOLD: own}, episode)
+        largest = prob.argmax(axis=1)[:, None] == np.arange(ways)[:, None, None]
+        # Moved by what lies between the two thresholds, 1/2 decides the same.
+        moved = np.where(prob > own[:, :, None, None], 0.75, 0.25) * largest
+        expected = metrics.score(moved.astype(np.float32), maps, episode)
+        plain = metrics.score(prob, maps, episode)
+        np.testing.assert_array_equal(counts.intersection, expected.intersection)
+        np.testing.assert_array_equal(counts.union, expected.union)
+        np.testing.assert_array_equal(counts.uncertainty, expected.uncertainty)
+        np.testing.assert_array_equal(counts.intersection[0], plain.intersection[0])
+        assert np.any(counts.union != plain.union)
+        np.testing.assert_array_equal(counts.probability, plain.probability)
+        for i in range(len(prob)):
+            mine = {name: values[i] for name, values in maps.items()}
+            one = metrics.score_on_host(
+                prob[i],
+                {**mine, metrics.THRESHOLD: own[i]},
+                episode.query_mask[i] > 0.5,
+                episode.query_valid[i],
+            )
+            assert _same(one, [np.asarray(part)[i : i + 1] for part in counts])
+
+
 def test_ignored_pixels_change_nothing():
     prob, maps, episode = _batch(0, ignored=0.5)
     other_prob, other_maps, other = _batch(1, ignored=0.5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import images
-from diffup_jax.methods import objective
+from diffup_jax.methods import decision, objective
 from diffup_jax.methods.correction import Strokes
 from tests.test_diffup import KEYS, LOSSES, METHOD, episode, randomised
 
@@ -58,6 +58,19 @@ def said(params, prepared):
         return out.logits
 
     return run(params, prepared)
+
+
+def test_the_mask_is_cut_where_its_expected_iou_is_greatest(params, prepared, said):
+    _, maps = answer(params, KEYS, prepared)
+    expected = decision.of_greatest_iou(jax.nn.sigmoid(said))
+    np.testing.assert_allclose(maps["threshold"][:, 0], expected, rtol=1e-4)
+    half = dataclasses.replace(
+        ONE, sampler=dataclasses.replace(ONE.sampler, threshold="half")
+    )
+    run = jax.jit(lambda *a: half.predict_prepared(*a, SIZE))
+    prob, plain = run(params, KEYS, prepared)
+    np.testing.assert_array_equal(plain["threshold"], 0.5)
+    np.testing.assert_array_equal(prob, answer(params, KEYS, prepared)[0])
 
 
 def test_the_tree_is_that_of_diffusion_without_dqm():

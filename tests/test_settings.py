@@ -83,6 +83,7 @@ def test_unknown_and_missing_keys_are_named_together():
         ("text", "temperature", -1.0, "at least 0"),
         ("decoder", "size", "XL", r"got 'XL', expected \('S', 'B', 'L'\)"),
         ("data", "val_fraction", 0.0, "expected a share between 0 and 1"),
+        ("sampler", "threshold", "otsu", r"got 'otsu', expected \('iou', 'half'\)"),
         ("losses", "from_own", 1.5, r"expected a number in \[0, 1\]"),
     ],
 )

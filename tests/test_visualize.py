@@ -54,7 +54,7 @@ def _episode(b=3, n=1, k=2, h=24, w=30):
     )
 
 
-def _items(episode, count, prob=None):
+def _items(episode, count, prob=None, **told):
     random = np.random.default_rng(1)
     shape = episode.query_mask.shape
     names = ("prior_mean", "prior_variance", "uncertainty")
@@ -62,7 +62,7 @@ def _items(episode, count, prob=None):
         episode,
         count,
         prob=random.random(shape, np.float32) if prob is None else prob,
-        maps={name: random.random(shape, np.float32) for name in names},
+        maps={name: random.random(shape, np.float32) for name in names} | told,
         names=dict.fromkeys(range(99), NAME),
     )
 
@@ -121,6 +121,16 @@ def test_rows_go_from_best_to_worst_under_headings(tmp_path):
 def test_an_empty_gallery_is_a_page(tmp_path):
     _, page = _write(tmp_path, [])
     assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_the_shown_mask_is_cut_where_the_method_says():
+    episode = _episode()
+    prob = np.random.default_rng(2).random(episode.query_mask.shape, np.float32)
+    cuts = np.array([[0.2], [0.5], [0.4]], np.float32)
+    for item, each, cut in zip(
+        _items(episode, 3, prob, threshold=cuts), prob, cuts, strict=True
+    ):
+        np.testing.assert_array_equal(item.prediction, each[0] > cut[0])
 
 
 def test_items_hold_the_real_episodes_and_the_metric_of_their_picture():

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffup_jax import images
-from diffup_jax.methods import chain, correction, objective
+from diffup_jax.methods import chain, correction, decision, objective
 from diffup_jax.methods.chain import SamplerSettings
 from diffup_jax.methods.correction import Strokes
 from diffup_jax.methods.disturbance import Draws, disturb
@@ -165,7 +165,8 @@ class DiffUp:
         Returns:
           probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
           "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
-          "spread" (standard deviation over samples; zero for one sample).
+          "spread" (standard deviation over samples; zero for one sample); "threshold"
+          [b n], the probability from which on a pixel is in the mask, see decision.py.
 
         Raises:
           DiffUpError: for strokes of another shape than [b n h w].
@@ -236,6 +237,7 @@ class DiffUp:
             )
         if said is not None:
             prob = correction.mean(said, prob)
+        coarse = prob.reshape(b, samples, n, *prob.shape[1:]).mean(axis=1)
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
         if strokes is not None:
             prob = correction.honoured(prob, strokes)
@@ -246,6 +248,7 @@ class DiffUp:
             "prior_variance": full(whole["variance"]),
             "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
             "spread": prob.std(axis=1),
+            "threshold": decision.THRESHOLDS[self.sampler.threshold](coarse),
         }
         return mean_prob, maps
 

@@ -35,7 +35,9 @@ from diffup_jax.metrics.counts import (
     OPTIONAL_MAPS,
     PRIOR_BINS,
     PROBABILITY_LEVELS,
+    THRESHOLD,
     Counts,
+    predicted,
     score,
     score_on_host,
 )
@@ -44,6 +46,7 @@ from diffup_jax.types import DiffUpError
 __all__ = [
     "MAPS",
     "OPTIONAL_MAPS",
+    "THRESHOLD",
     "Counts",
     "Reliability",
     "Scores",
@@ -52,6 +55,7 @@ __all__ = [
     "compute",
     "episode_ious",
     "merge",
+    "predicted",
     "score",
     "score_on_host",
     "update",

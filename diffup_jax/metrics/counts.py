@@ -2,7 +2,9 @@
 
 A way's prediction is the argmax over {background, way 1..n}: with independent
 foreground maps the background scores 1 - max_n prob, so way j is predicted where its
-prob is the (first) largest of the ways and exceeds 1/2. For one way: prob > 1/2.
+prob is the (first) largest of the ways and exceeds 1/2. For one way: prob > 1/2. A
+method may tell another threshold for each of its maps, which then takes the place of
+1/2 (methods/decision.py says why it should).
 
 Per episode and way, b in {0 background, 1 foreground}, ignored pixels removed from
 both sides (the published evaluation of HSNet, arXiv 2104.01538):
@@ -36,6 +38,8 @@ from diffup_jax.types import Episode
 # draws no samples has no spread. A histogram of what was not told stays empty.
 MAPS = ("prior_mean", "prior_variance", "uncertainty")
 OPTIONAL_MAPS = ("spread",)
+# No map: one number for each way of an episode, from which on a pixel is of the class.
+THRESHOLD = "threshold"
 
 PRIOR_BINS = 256
 PROBABILITY_LEVELS = 256
@@ -67,10 +71,10 @@ class Counts(NamedTuple):
 @jax.jit
 def score(
     prob: Float[Array, "b n h w"],
-    maps: Mapping[str, Float[Array, "b n h w"]],
+    maps: Mapping[str, Float[Array, "b n ..."]],
     episode: Episode,
 ) -> Counts:
-    """Counts of a batch. `maps` needs MAPS and may hold OPTIONAL_MAPS.
+    """Counts of a batch. `maps` needs MAPS, may hold OPTIONAL_MAPS and THRESHOLD [b n].
 
     `prob` and the maps are at the query's size, `prob` and the prior mean in [0, 1].
     An episode with a NaN or an infinity in any of them answers `finite` False.
@@ -79,7 +83,9 @@ def score(
     mean, *errors = (maps[name].astype(jnp.float32) for name in _told(maps))
     truth = episode.query_mask > 0.5
     valid = jnp.broadcast_to(episode.query_valid[:, None], truth.shape)
-    pred = _wins(prob) & (prob > 0.5)
+    own = maps.get(THRESHOLD)
+    threshold = jnp.full(prob.shape[:2], 0.5) if own is None else own
+    pred = _wins(prob) & (prob > threshold[:, :, None, None].astype(jnp.float32))
 
     intersection, union = [], []
     for is_b, truth_b in ((~pred, ~truth), (pred, truth)):
@@ -114,7 +120,7 @@ def score(
 
 def score_on_host(
     prob: Float[np.ndarray, "n h w"],
-    maps: Mapping[str, Float[np.ndarray, "n h w"]],
+    maps: Mapping[str, Float[np.ndarray, "n ..."]],
     masks: Bool[np.ndarray, "n h w"],
     valid: Bool[np.ndarray, "h w"],
 ) -> Counts:
@@ -125,7 +131,8 @@ def score_on_host(
     # A spoilt episode is refused by its number later; here it must only not warn.
     prob, mean, *errors = (np.nan_to_num(value) for value in (prob, mean, *errors))
     valid = np.broadcast_to(valid, masks.shape)
-    pred = _first_largest(prob) & (prob > 0.5)
+    threshold = maps.get(THRESHOLD, np.full(len(prob), 0.5))
+    pred = predicted(prob, np.asarray(threshold, np.float32))
     sides = ((~pred, ~masks), (pred, masks))
     both = [np.sum(is_b & truth_b & valid, (1, 2)) for is_b, truth_b in sides]
     either = [np.sum((is_b | truth_b) & valid, (1, 2)) for is_b, truth_b in sides]
@@ -151,6 +158,13 @@ def score_on_host(
         probability=claims.sum(axis=0)[None],
         finite=np.array([finite]),
     )
+
+
+def predicted(
+    prob: Float[np.ndarray, "n h w"], threshold: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, "n h w"]:
+    """The masks of an episode's ways, as `score` counts them."""
+    return _first_largest(prob) & (prob > threshold[:, None, None])
 
 
 def _told(maps: Mapping[str, Any]) -> tuple[str, ...]:

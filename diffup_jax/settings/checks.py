@@ -6,6 +6,7 @@ from typing import Any
 
 from diffup_jax.backbones import prompts
 from diffup_jax.data import batches, benchmarks, coco, cues, episodes, protocols
+from diffup_jax.methods import decision
 from diffup_jax.settings.sections import EvalSettings, Settings, TextSettings
 from diffup_jax.types import CUES
 from diffup_jax.uqdd import SIZES
@@ -19,6 +20,7 @@ def implausible(settings: Settings) -> list[str]:
     one_of = {
         "method": (settings.method, METHODS),
         "decoder.size": (settings.decoder.size, tuple(SIZES)),
+        "sampler.threshold": (settings.sampler.threshold, tuple(decision.THRESHOLDS)),
         "eval.protocol": (evaluation.protocol, tuple(protocols.PROTOCOLS)),
         "data.source": (data.source, tuple(benchmarks.BENCHMARKS)),
         "data.crowd": (data.crowd, coco.CROWD),

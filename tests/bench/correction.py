@@ -157,29 +157,30 @@ def score(settings, method, params, cases: Cases, *, clicks: int, fresh: bool):
                     class_id=np.asarray(episode.class_id)[:count],
                 )
 
-            start, said = prob, np.zeros((2, *prob.shape), bool)
+            start, said = (prob, maps), np.zeros((2, *prob.shape), bool)
             answers[0] = add(answers[0], prob, maps)
             for number in range(1, clicks + 1):
-                _point(said, np.asarray(prob), batch, count)
+                _point(said, prob, maps, batch, count)
                 began = time.monotonic()
                 strokes = Strokes(*map(jnp.asarray, said), None if fresh else prob)
                 prob, maps = again(params, keys, prepared, strokes=strokes)
                 prob.block_until_ready()
                 seconds.append((time.monotonic() - began) / len(places))
                 answers[number] = add(answers[number], prob, maps)
-                naive = jnp.where(said[0], 1.0, jnp.where(said[1], 0.0, start))
-                painted[number] = add(painted[number], naive, maps)
+                naive = jnp.where(said[0], 1.0, jnp.where(said[1], 0.0, start[0]))
+                painted[number] = add(painted[number], naive, start[1])
     painted[0] = answers[0]
     return answers, painted, float(np.median(seconds)) if seconds else 0.0
 
 
-def _point(said, prob, batch, count: int) -> None:
+def _point(said, prob, maps, batch, count: int) -> None:
     """Adds one click per episode to the strokes said [2 b 1 h w], in place."""
     episode = batch.episode
-    for row in range(count):
+    shown = map(metrics.predicted, np.asarray(prob), np.asarray(maps["threshold"]))
+    for row, masks in zip(range(count), shown, strict=False):
         truth = np.asarray(episode.query_mask[row, 0]) > 0.5
         valid = np.asarray(episode.query_valid[row])
-        made = click(prob[row, 0] > 0.5, truth, valid)
+        made = click(masks[0], truth, valid)
         if made is not None:
             said[0 if made.foreground else 1, row, 0] |= made.disc
 
