@@ -67,6 +67,7 @@ _PARTS: dict[str, dict[str, Any]] = {
     "without layout": {"decoder.layout": False},
     "without the image": {"decoder.query_rgb": False},
     "all priors weigh the same": {"prior.fusion_temperature": 1e6},
+    "cut at 1/2": {"sampler.threshold": "half"},
     "decoder B": {"decoder.size": "B"},
     "decoder L": {"decoder.size": "L"},
 }
