@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import settings as setup
+from diffup_jax.data import episodes
 from tests.bench import ablation, trials
 
 
@@ -37,6 +38,21 @@ def test_no_row_is_another_under_a_second_name():
 def test_a_misspelt_setting_is_refused():
     with pytest.raises(SystemExit, match=r"unknown setting 'losses\.first'"):
         settings_of({"losses.first": 1.0})
+
+
+def test_fewer_shots_are_the_first_of_the_same_episodes():
+    draws = (
+        episodes.Draw((3,), "q", (("a", "b", "c"),)),
+        episodes.Draw((4,), "r", (("d", "e", "f", "g"),)),
+    )
+    place = trials.Place("novel", None, (), (), None, (3, 4), draws)
+    fewer = trials.first_shots(place, 2)
+    assert [d.supports for d in fewer.draws] == [(("a", "b"),), (("d", "e"),)]
+    assert [d.query for d in fewer.draws] == ["q", "r"]
+    assert fewer.sha != place.sha
+    assert trials.first_shots(place, 3).draws[0] == draws[0]
+    with pytest.raises(SystemExit, match="4 shots of episodes that have 3"):
+        trials.first_shots(place, 4)
 
 
 def found(miou, shift):

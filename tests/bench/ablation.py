@@ -12,7 +12,8 @@ choosing: classes left out of the training, on held-out training images; `--on s
 scores the decoders of `--on novel` on the classes that trained them (trials.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
 scores every decoder over another backbone, without training; --set changes training and
-scoring, --score scoring alone.
+scoring, --score scoring alone. --drawn 20 --shots 1 (then 5, 10, 20) draws 20 supports
+and shows the first of them: the same queries and classes for every number of shots.
 
 It resumes: what is in --out is not done again. Beside each decoder lies a JSON with the
 scores, so tables can be made again without the data.
@@ -123,6 +124,8 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
     if options.score:
         asked["score"] = options.score
+    if options.drawn:
+        asked["drawn"] = options.drawn
     if options.on == "seen":
         asked["on"] = options.on
     name = f"{trained}-{fold}-{seed}-{trials.key_of(learnt)}"
@@ -137,9 +140,9 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
 
 def _scored(options, settings, decoder: Path) -> dict[str, Any]:
     own = setup.make_method(settings, setup.make_backbone(settings))
-    place = trials.open_place(
-        settings, options.on, shots=options.shots, count=options.episodes
-    )
+    shots = options.drawn or options.shots
+    place = trials.open_place(settings, options.on, shots=shots, count=options.episodes)
+    place = trials.first_shots(place, options.shots)
     folder = options.out / "cache"
     if decoder.exists():
         cache = rows = None
@@ -242,6 +245,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--cue", default="mask")
     parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--drawn", type=int, default=0, help="0 = as many as --shots")
     parser.add_argument("--kept", type=int, default=6000)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--score", action="append", default=[], metavar="KEY=VALUE")

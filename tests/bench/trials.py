@@ -138,6 +138,22 @@ def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
     return Place(on, train, tuple(sorted(every)), classes, test, scored, draws)
 
 
+def first_shots(place: Place, shots: int) -> Place:
+    """The same queries with the first `shots` supports of each: more shots by prefix.
+
+    Raises:
+      SystemExit: if an episode has fewer.
+    """
+    fewest = min(len(way) for draw in place.draws for way in draw.supports)
+    if shots > fewest:
+        raise SystemExit(f"{shots} shots of episodes that have {fewest}")
+    draws = tuple(
+        draw._replace(supports=tuple(way[:shots] for way in draw.supports))
+        for draw in place.draws
+    )
+    return dataclasses.replace(place, draws=draws)
+
+
 def train_rows(
     settings: Settings, place: Place, method: Any, *, count: int, folder: Path
 ) -> tuple[prior_cache.PriorCache, np.ndarray]:
