@@ -13,15 +13,14 @@ and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
         h        = h (1 + a_i(q_hat, t)) + b_i(q_hat, t) + c_i e_hat     stage i
     (4) logits   = U-Net(x_t) + u (2 mu - 1) + v, 7 stages: 3 down, middle, 3 up;
         x0_hat   = tanh(logits / 2)
-    (5) A_j = softmax(exp(s_j) S - exp(d_j) D^2), heads j;  h <- h + O [A_j V h]_j
+    (5) h <- h + O [A_j V h]_j               cells that are alike share: sharing.py
 
 In (1) sqrt(abar) x_t is the best linear estimate of x_0 that x_t alone allows (both of
 variance one): pure noise, of which nothing can be learnt, is not seen at all, so that
 the first step answers as a network does that was trained without noise.
 
-In (5) S is the similarity of the query's cells, D their distance on its grid, and A_j
-lets cells that look alike to the backbone share what the decoder found: in the pyramid,
-once per episode, and in the last stage of the level nearest to the grid of S.
+(5) is in the pyramid, once per episode, and in the last stage of the level nearest to
+the grid of the query's similarity.
 
 Without diffusion (methods/diffup.py) x_t and x0_prev are zero, t is 1, DQM is left out,
 and the network is called once.
@@ -34,7 +33,6 @@ not depend on t, so that a sampler computes it once per episode.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +42,7 @@ from jaxtyping import Array, Float
 
 from diffup_jax import diffusion, images
 from diffup_jax.layers import Conv, norm, time_features
+from diffup_jax.sharing import Alike, Share, nearest_level, through
 
 # Stage i of the U-Net works at pyramid level STAGE_LEVELS[i]: resolution R / 2^level.
 STAGE_LEVELS = (0, 1, 2, 3, 2, 1, 0)
@@ -58,10 +57,6 @@ SIZES = {
 _HIDDEN = 32  # channels of the condition pyramid and of SCM's hidden layer
 _PRIOR_SCALE = 3.0  # u of equation (4) before training
 _EMBEDDING = 64  # size of the (q_hat, t) embedding
-# Before training, head j of equation (5) looks at cosines times _SHARPNESS[j], and at
-# squared distances (the grid's side is 1) times _NEARNESS.
-_SHARPNESS = (4.0, 8.0, 16.0, 32.0)
-_NEARNESS = 4.0
 
 
 class Facts(NamedTuple):
@@ -178,7 +173,7 @@ class UQDD(nn.Module):
         for conv, deep in zip(self.pyramid, self.pyramid_deep, strict=True):
             maps = nn.silu(conv(maps))
             maps = maps + nn.silu(deep(maps))
-            if self.affinity and len(levels) == _shared_level(mean, alike):
+            if self.affinity and len(levels) == nearest_level(mean, alike):
                 maps = self.share_condition(maps, alike)
             levels.append(maps)
         stages = ()
@@ -217,7 +212,7 @@ class UQDD(nn.Module):
         previous = previous[..., None]
         if self.affinity:
             previous = jnp.concatenate(
-                [previous, _through(previous, condition.alike)], axis=-1
+                [previous, through(previous, condition.alike)], axis=-1
             )
         previous = _pyramid(previous)
 
@@ -230,7 +225,7 @@ class UQDD(nn.Module):
                 return self.modulation[i](h, condition.stages[i], previous[level])
 
             h = self.stages[i](h, modulate, embedding, pixels[level])
-            if self.affinity and i > 2 and level == _shared_level(x, condition.alike):
+            if self.affinity and i > 2 and level == nearest_level(x, condition.alike):
                 h = self.share(h, condition.alike)
             return h
 
@@ -248,41 +243,6 @@ class UQDD(nn.Module):
             h = stage(4 + i, self.up[i](jnp.concatenate([h, skip], axis=-1)))
         logits = self.head(nn.silu(h)) + condition.prior
         return Decoded(logits[..., 0], error, quality)
-
-
-class Alike(nn.Module):
-    """The weights A_j of equation (5), rows sum to one."""
-
-    @nn.compact
-    def __call__(self, similarity: Float[Array, "b g g"]) -> Float[Array, "b j g g"]:
-        heads = len(_SHARPNESS)
-        sharp = self.param("sharpness", lambda _: jnp.log(jnp.asarray(_SHARPNESS)))
-        # Not jnp.full of a Python number: its weak type is gone after one update, and
-        # then the whole step would be compiled again.
-        near = self.param(
-            "nearness", lambda _: jnp.log(jnp.asarray([_NEARNESS] * heads))
-        )
-        side = _side(similarity)
-        places = jnp.stack(jnp.mgrid[:side, :side], axis=-1).reshape(-1, 2) / side
-        distance = jnp.square(places[:, None] - places[None]).sum(axis=-1)
-        scale = lambda x: jnp.exp(x)[None, :, None, None]  # noqa: E731
-        return nn.softmax(
-            scale(sharp) * similarity[:, None] - scale(near) * distance[None, None],
-            axis=-1,
-        )
-
-
-class Share(nn.Module):
-    """h + O [A_j V h]_j of equation (5); O starts at zero."""
-
-    @nn.compact
-    def __call__(
-        self, h: Float[Array, "b p q c"], alike: Float[Array, "b j g g"]
-    ) -> Float[Array, "b p q c"]:
-        channels = h.shape[-1]
-        value = Conv(8, 1, name="value")(nn.silu(h))
-        out = Conv(channels, 1, kernel_init=nn.initializers.zeros, name="out")
-        return h + out(_through(value, alike))
 
 
 class SCM(nn.Module):
@@ -354,24 +314,3 @@ def _pyramid(maps: Float[Array, "b p q c"]) -> list[Float[Array, "b _ _ c"]]:
     for _ in range(3):
         levels.append(nn.avg_pool(levels[-1], (2, 2), strides=(2, 2)))
     return levels
-
-
-def _through(
-    maps: Float[Array, "b p q c"], alike: Float[Array, "b j g g"]
-) -> Float[Array, "b p q jc"]:
-    """A_j times maps, on the grid of A and back; heads side by side."""
-    side = _side(alike)
-    coarse = images.resize(maps, (side, side))
-    flat = coarse.reshape(len(maps), side * side, -1)
-    found = jnp.einsum("bjxy,byc->bxjc", alike, flat)
-    return images.resize(found.reshape(len(maps), side, side, -1), maps.shape[1:3])
-
-
-def _shared_level(maps: Float[Array, "b p ..."], alike: Float[Array, "b j g g"]) -> int:
-    """The pyramid level whose grid is nearest to that of A."""
-    octaves = math.log2(maps.shape[1] / _side(alike))
-    return min(max(round(octaves), 0), 3)
-
-
-def _side(matrix: Float[Array, "*b g g"]) -> int:
-    return math.isqrt(matrix.shape[-1])

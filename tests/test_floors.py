@@ -26,7 +26,7 @@ DOORS = ("train.py", "eval.py")
 FLOORS = (
     {"types", "images"},
     {"layers", "weights", "diffusion", "metrics", "attention", "evidence"},
-    {"backbones", "data", "operators"},
+    {"backbones", "data", "operators", "sharing"},
     {"baft", "uapf", "uqdd"},
     {"methods"},
     {"settings", "runlog", "prior_cache"},

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD, Alike, Facts, Share
+from diffup_jax.sharing import Alike, Share
+from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD, Facts
 
 R = 16
 CELLS = (R // 2) ** 2  # of the similarity
