@@ -2,7 +2,7 @@
 
 The only trained part of DiffUp. It sees maps whose number of channels depends neither
 on the backbone nor on the cues: the fused prior (mean, variance), extent and layout of
-the cues (baft.py), the RGB query, a query self-similarity (a matrix over positions)
+the cues (evidence.py), the RGB query, a query self-similarity (a matrix over positions)
 and its own state (x_t, t, previous x0_hat). All is at mask resolution R.
 
     (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, layout, RGB])  static
@@ -62,7 +62,7 @@ _EMBEDDING = 64  # size of the (q_hat, t) embedding
 class Facts(NamedTuple):
     """What the decoder is told of an episode, at R, ways folded into the batch.
 
-    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent, layout: see baft.py;
+    mean: mu in [0, 1]; variance: sigma^2 in [0, 0.25]; extent, layout: see evidence.py;
     similarity: of the g cells of a square grid, in [-1, 1]; rgb: the query in [0, 1].
     """
 
