@@ -114,9 +114,9 @@ def get_config() -> ConfigDict:
                 "samples": 1,
                 "warm_start": False,
                 "prior_dropout": 0.0,
-                # Where the probability is cut: "iou", so that the expected IoU of the
-                # mask is greatest, or "half", at 1/2 (diffup_jax/methods/decision.py).
-                "threshold": "iou",
+                # Where the probability is cut: "half", at 1/2, or "iou", so that the
+                # expected IoU of the mask is greatest (diffup_jax/methods/decision.py).
+                "threshold": "half",
             },
             "losses": {
                 # The first five are of the chain, and error and quality of its DQM.

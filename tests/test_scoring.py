@@ -69,7 +69,7 @@ def test_results_lists_and_gallery(config, work, tmp_path, capsys):
         assert row["episodes"] == 6 and row["weights"] == "run step 7"
         assert row["weights_digest"].startswith("random ")
         assert (row["method"], row["steps"], row["samples"]) == ("diffusion", 2, 1)
-        assert row["threshold"] == "iou"
+        assert row["threshold"] == "half"
         assert [item["class_id"] for item in row["per_class"]] == [0, 4]
     (path,) = (output.parent / "episodes").iterdir()
     draws, meta = episodes.read_draws(path)
