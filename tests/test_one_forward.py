@@ -127,7 +127,8 @@ def test_strokes_are_honoured_and_the_mask_is_not_read(params, prepared):
     fg = jnp.zeros(shape).at[:, :, 30:34, 30:34].set(1)
     bg = jnp.zeros(shape).at[:, :, 4:8, 50:54].set(1)
     plain, _ = answer(params, KEYS, prepared)
-    prob, _ = answer(params, KEYS, prepared, Strokes(fg, bg))
+    prob, maps = answer(params, KEYS, prepared, Strokes(fg, bg))
+    np.testing.assert_array_equal(maps["threshold"], 0.5)
     assert (prob[fg > 0] == 1).all() and (prob[bg > 0] == 0).all()
     elsewhere = (fg + bg) == 0
     assert float(jnp.abs(prob - plain)[elsewhere].max()) > 0.02

@@ -26,7 +26,8 @@ class SamplerSettings:
     time matched to DQM's estimate of the prior, not at 1. prior_dropout: each sample
     leaves out each (level, operator) pair of priors with this probability, so that
     samples start from priors of different granularity; 0 = all of them see all.
-    threshold: where the mean probability is cut, a row of decision.py's THRESHOLDS.
+    threshold: where the mean probability is cut, a row of decision.py's THRESHOLDS;
+    an answer to strokes is cut at 1/2.
 
     Without diffusion steps is 1, there is no warm start, eta is not read, and samples
     differ by prior_dropout alone.

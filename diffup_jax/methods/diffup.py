@@ -166,7 +166,8 @@ class DiffUp:
           probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
           "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
           "spread" (standard deviation over samples; zero for one sample); "threshold"
-          [b n], the probability from which on a pixel is in the mask, see decision.py.
+          [b n], the probability from which on a pixel is in the mask, see decision.py;
+          with strokes 1/2.
 
         Raises:
           DiffUpError: for strokes of another shape than [b n h w].
@@ -238,6 +239,9 @@ class DiffUp:
         if said is not None:
             prob = correction.mean(said, prob)
         coarse = prob.reshape(b, samples, n, *prob.shape[1:]).mean(axis=1)
+        # What strokes weigh was fitted to masks cut at 1/2, and between a stroke and its
+        # surroundings the probability falls off: cut lower, a word reaches too far.
+        cut = decision.THRESHOLDS[self.sampler.threshold if strokes is None else "half"]
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
         if strokes is not None:
             prob = correction.honoured(prob, strokes)
@@ -248,7 +252,7 @@ class DiffUp:
             "prior_variance": full(whole["variance"]),
             "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
             "spread": prob.std(axis=1),
-            "threshold": decision.THRESHOLDS[self.sampler.threshold](coarse),
+            "threshold": cut(coarse),
         }
         return mean_prob, maps
 
