@@ -239,8 +239,8 @@ class DiffUp:
         if said is not None:
             prob = correction.mean(said, prob)
         coarse = prob.reshape(b, samples, n, *prob.shape[1:]).mean(axis=1)
-        # What strokes weigh was fitted to masks cut at 1/2, and between a stroke and its
-        # surroundings the probability falls off: cut lower, a word reaches too far.
+        # What strokes weigh was fitted to masks cut at 1/2, and around a stroke the
+        # probability falls off slowly: cut lower, a word reaches too far.
         cut = decision.THRESHOLDS[self.sampler.threshold if strokes is None else "half"]
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
         if strokes is not None:
