@@ -71,12 +71,6 @@ def predictions(
         episode = jax.device_put(batch.episode)
         prob, maps = predict(fold(key, places), episode)
         expected = episode.query_mask.shape
-        threshold = maps.get(metrics.THRESHOLD)
-        if threshold is not None and threshold.shape != expected[:2]:
-            raise DiffUpError(
-                f"predict returned a threshold of shape {threshold.shape}, expected "
-                f"{expected[:2]} [b n]: one number for each way of an episode"
-            )
         for name in metrics.MAPS:
             if name not in maps:
                 raise DiffUpError(
@@ -84,10 +78,13 @@ def predictions(
                     "them: add it to what predict returns"
                 )
         for name, values in {"prob": prob, **_read(maps)}.items():
-            if values.shape != expected:
+            wanted, fix = expected, "[b n h w]: resize it to the query's size"
+            if name == metrics.THRESHOLD:
+                wanted, fix = expected[:2], "[b n]: one number for each way"
+            if values.shape != wanted:
                 raise DiffUpError(
                     f"predict returned {name} of shape {values.shape}, expected "
-                    f"{expected} [b n h w]: resize it to the query's size"
+                    f"{wanted} {fix}"
                 )
         yield batch, episode, prob, maps
 
@@ -175,8 +172,8 @@ def gallery_choice(
 
 
 def _read(maps: dict[str, Array]) -> dict[str, Array]:
-    """The maps that are scored: a method may tell more, of any shape."""
-    names = (*metrics.MAPS, *metrics.OPTIONAL_MAPS)
+    """What is scored of the maps: a method may tell more, of any shape."""
+    names = (*metrics.MAPS, *metrics.OPTIONAL_MAPS, metrics.THRESHOLD)
     return {name: maps[name] for name in names if name in maps}
 
 
@@ -188,11 +185,9 @@ def _counted(
     Reading them here would wait for the device.
     """
     for batch, episode, prob, maps in answers:
-        told = _read(maps)
-        if metrics.THRESHOLD in maps:
-            told[metrics.THRESHOLD] = maps[metrics.THRESHOLD]
+        maps = _read(maps)
         own_size = bool(batch.truths)
-        yield batch, (prob, told) if own_size else metrics.score(prob, told, episode)
+        yield batch, (prob, maps) if own_size else metrics.score(prob, maps, episode)
 
 
 def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:

@@ -3,7 +3,7 @@
     init(key, episode) -> params                        a dict of named parts
     loss(params, keys, episode) -> (scalar, metrics)    per-device mean, no collectives
     predict(params, keys, episode) -> (prob [b n h w], named maps [b n h w])
-                              and "threshold" [b n] among them, if it is not 1/2
+                                                        "threshold" among them is [b n]
     trainable: names of the parts of `params` that the optimiser updates
 
 `keys` holds one random key per episode, so that what an episode draws depends neither

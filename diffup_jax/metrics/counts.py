@@ -4,7 +4,7 @@ A way's prediction is the argmax over {background, way 1..n}: with independent
 foreground maps the background scores 1 - max_n prob, so way j is predicted where its
 prob is the (first) largest of the ways and exceeds 1/2. For one way: prob > 1/2. A
 method may tell another threshold for each of its maps, which then takes the place of
-1/2 (methods/decision.py says why it should).
+1/2 (methods/decision.py says why).
 
 Per episode and way, b in {0 background, 1 foreground}, ignored pixels removed from
 both sides (the published evaluation of HSNet, arXiv 2104.01538):
