@@ -160,8 +160,8 @@ def unpack(
     """
     path, count = Path(archive), 0
     progress = tqdm(desc=f"unpack {path.name}", unit="file", disable=None)
-    with readable(path), progress:
-        for member in packed(path):
+    with readable(path), progress, contextlib.closing(packed(path)) as entries:
+        for member in entries:
             target = members(member.name)
             if target is not None:
                 _require_safe(path, member, target)
@@ -186,7 +186,8 @@ class Member(NamedTuple):
 def packed(path: Path) -> Iterator[Member]:
     """The entries of a zip or tar that are not folders, in their order.
 
-    To be used within `readable`, which tells of damage.
+    To be used within `readable`, which tells of damage, and closed by whoever stops
+    before its end (contextlib.closing): else the archive stays open.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
@@ -341,8 +342,8 @@ def _place(member: Member, target: Path) -> None:
     if target.is_file() and target.stat().st_size == member.size:
         return
     with whole(target) as partial:
-        with open(partial, "wb") as file:
-            shutil.copyfileobj(member.open(), file, _BLOCK)
+        with member.open() as packed_file, open(partial, "wb") as file:
+            shutil.copyfileobj(packed_file, file, _BLOCK)
         if partial.stat().st_size != member.size:
             raise EOFError(f"{member.name} is cut short")
 

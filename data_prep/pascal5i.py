@@ -26,6 +26,7 @@ same size. Run again, it only does what is left.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -249,8 +250,9 @@ def _unpack_masks(root: Path, archives: Path, download: bool) -> None:
             _convert(folder, path.name, functools.partial(open, path, "rb"))
     elif archive is not None:
         progress = tqdm(desc="SBD", unit="file", disable=None)
-        with readable(archive), progress:
-            for member in packed(archive):
+        entries = contextlib.closing(packed(archive))
+        with readable(archive), progress, entries as members:
+            for member in members:
                 place = Path(member.name)
                 if place.match("cls/*.mat") and member.plain:
                     _convert(folder, place.name, member.open)

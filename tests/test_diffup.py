@@ -118,6 +118,9 @@ def test_the_contract(params):
     prob, maps = PREDICT(params, KEYS, case)
     assert prob.shape == case.query_mask.shape
     assert float(prob.min()) >= 0 and float(prob.max()) <= 1
+    threshold = maps.pop("threshold")
+    assert threshold.shape == prob.shape[:2]
+    assert 0 < float(threshold.min()) <= float(threshold.max()) <= 0.5
     assert set(maps) == {"prior_mean", "prior_variance", "uncertainty", "spread"}
     assert all(x.shape == prob.shape for x in maps.values())
     assert float(maps["spread"].max()) > 0
