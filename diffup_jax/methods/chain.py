@@ -27,7 +27,7 @@ class SamplerSettings:
     leaves out each (level, operator) pair of priors with this probability, so that
     samples start from priors of different granularity; 0 = all of them see all.
     threshold: where the mean probability is cut, a row of decision.py's THRESHOLDS;
-    an answer to strokes is cut at 1/2.
+    a way that strokes speak of is cut at 1/2.
 
     Without diffusion steps is 1, there is no warm start, eta is not read, and samples
     differ by prior_dropout alone.

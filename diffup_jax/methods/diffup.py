@@ -167,7 +167,7 @@ class DiffUp:
           "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
           "spread" (standard deviation over samples; zero for one sample); "threshold"
           [b n], the probability from which on a pixel is in the mask, see decision.py;
-          with strokes 1/2.
+          1/2 for a way that strokes speak of.
 
         Raises:
           DiffUpError: for strokes of another shape than [b n h w].
@@ -239,9 +239,12 @@ class DiffUp:
         if said is not None:
             prob = correction.mean(said, prob)
         coarse = prob.reshape(b, samples, n, *prob.shape[1:]).mean(axis=1)
-        # What strokes weigh was fitted to masks cut at 1/2, and around a stroke the
-        # probability falls off slowly: cut lower, a word reaches too far.
-        cut = decision.THRESHOLDS[self.sampler.threshold if strokes is None else "half"]
+        threshold = decision.THRESHOLDS[self.sampler.threshold](coarse)
+        if strokes is not None:
+            # What strokes weigh was fitted to masks cut at 1/2, and around a stroke the
+            # probability falls off slowly: cut lower, a word reaches too far.
+            spoken_of = (strokes.fg + strokes.bg > 0).any(axis=(2, 3))
+            threshold = jnp.where(spoken_of, 0.5, threshold)
         prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
         if strokes is not None:
             prob = correction.honoured(prob, strokes)
@@ -252,7 +255,7 @@ class DiffUp:
             "prior_variance": full(whole["variance"]),
             "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
             "spread": prob.std(axis=1),
-            "threshold": cut(coarse),
+            "threshold": threshold,
         }
         return mean_prob, maps
 
