@@ -194,16 +194,16 @@ def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:
     """Counts of the real episodes, each at its query's own size."""
     prob = np.asarray(prob, np.float32)
     maps = {name: np.asarray(values, np.float32) for name, values in maps.items()}
-    thresholds = maps.pop(metrics.THRESHOLD, None)
     counts = []
     for row, truth in enumerate(batch.truths):
 
         def own(values, row=row, shape=truth.valid.shape):
             return np.stack([frames.leave(v, shape, frame=frame) for v in values[row]])
 
-        mine = {name: own(values) for name, values in maps.items()}
-        if thresholds is not None:
-            mine[metrics.THRESHOLD] = thresholds[row]
+        mine = {
+            name: values[row] if name == metrics.THRESHOLD else own(values)
+            for name, values in maps.items()
+        }
         counts.append(metrics.score_on_host(own(prob), mine, *truth))
     return metrics.Counts(*(np.concatenate(p) for p in zip(*counts, strict=True)))
 
