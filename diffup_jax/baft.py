@@ -2,7 +2,8 @@
 
 Priors are made per level, operator and shot: contrast (1), assembly (2) and both
 self-propagated (3), equations of operators.py; text gives two, T (4) and S(T). P is a
-map, w+ and w- the cue's known foreground and background averaged over a level's cells.
+map, w+ and w- the cue's known foreground and background averaged over a level's cells;
+of strokes and points, what they leave unsaid counts as background (evidence.py).
 
     (5) every map is min-max scaled to [0, 1] per image and resized to the prior grid
 
@@ -100,7 +101,13 @@ def make_priors(
         None keeps the maps of all shots.
     """
     valid = shot_valid & (cue_fg.max(axis=(-2, -1)) > 0)
-    cues = [tuple(_coarse(w, s.shape[3:5]) for w in (cue_fg, cue_bg)) for s in support]
+    told = evidence.told(cue_fg, cue_bg, valid)
+
+    def coarse(grid):
+        foreground, background = (_coarse(w, grid) for w in (cue_fg, cue_bg))
+        return foreground, evidence.presumed(foreground, background, told)
+
+    cues = [coarse(features.shape[3:5]) for features in support]
     same, share = evidence.repeats(support, cues, valid=valid)
     levels = [
         _level(

@@ -24,7 +24,8 @@ _COMPLETE = "_CHECKPOINT_METADATA"
 # and shapes answer, so that a decoder is never used as another one than was trained.
 # 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
 # 3: process.diffusion; without it there is no noise and no DQM.
-REVISION = 3
+# 4: what scribbles and points leave unsaid counts as background.
+REVISION = 4
 
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:

@@ -4,8 +4,8 @@ Symbols as in baft.py: w+ and w- are a cue's known foreground and background. No
 parameters. Reliability of a prior is how well the same level, operator and shot predict
 a cue that is known:
 
-    (1) agreement(P, w) = mean of P where w+ less mean of P where w- (unknown
-        background: where not w+)
+    (1) agreement(P, w) = mean of P where w+ less mean of P where w- (no w- at all:
+        where not w+)
     (2) k >= 2: r = mean over the judges j, other shots, of agreement(prior on s_j, cue
         of j)
     (3) k = 1:  r = agreement(contrast of the support on itself, its cue), all operators
@@ -26,6 +26,14 @@ knows:
     (4) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
         cue says of most pixels what they are (mask, box); (0, 0) without such a shot
     (5) layout = mean of w+ over the same shots, at the prior grid
+
+A cue that leaves most of its picture unsaid (scribble, point) is taken to mean that the
+rest is background; strokes are few, so what they miss of the object weighs little in it:
+
+    (6) w- := 1 - w+ for shots whose cue says of at most half of the pixels what they are
+
+Without it nothing holds such a prior back from all that resembles the object a little,
+and assembly has no second side to choose (measured, docs/results.md).
 
 The equations are this project's choice.
 """
@@ -48,6 +56,25 @@ EMPTY = 1e-6
 _SAME = 1e-4
 
 Cue = Bool[Array, "b n k h w"] | Float[Array, "b n k h w"]
+
+
+def told(
+    cue_fg: Cue, cue_bg: Cue, shot_valid: Bool[Array, "b n k"]
+) -> Bool[Array, "b n k"]:
+    """Valid shots whose cue says of more than half of the pixels what they are."""
+    covered = cue_fg.mean(axis=(-2, -1))
+    known = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
+    return known & shot_valid & (covered > 0)
+
+
+def presumed(
+    foreground: Float[Array, "b n k p q"],
+    background: Float[Array, "b n k p q"],
+    told: Bool[Array, "b n k"],
+) -> Float[Array, "b n k p q"]:
+    """w- with equation (6): the background of cues that are not `told`."""
+    rest = jnp.maximum(1 - foreground, 0)
+    return jnp.where(told[..., None, None], background, rest)
 
 
 def agreement(
@@ -148,7 +175,7 @@ def extent(
     The first number runs from about -3.9 (one pixel) to 3 (the whole image).
     """
     covered = cue_fg.mean(axis=(-2, -1))
-    counted = _told(cue_fg, cue_bg, shot_valid) * share
+    counted = told(cue_fg, cue_bg, shot_valid) * share
     shots = counted.sum(axis=2)
     known = shots > 0
     mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
@@ -165,18 +192,11 @@ def layout(
     grid: tuple[int, int],
 ) -> Float[Array, "b n p q"]:
     """Equation (5): where the class lies in the supports; zero where none tells."""
-    counted = _told(cue_fg, cue_bg, shot_valid) * share
+    counted = told(cue_fg, cue_bg, shot_valid) * share
     shots = jnp.maximum(counted.sum(axis=2), EMPTY)[:, :, None, None]
     # Summed before it is averaged over cells: the cues are never held as floats.
     covered = (cue_fg * counted[..., None, None]).sum(axis=2) / shots
     return images.area_average(covered, grid)
-
-
-def _told(cue_fg, cue_bg, shot_valid):
-    """Shots [b n k] whose cue says of most pixels what they are."""
-    covered = cue_fg.mean(axis=(-2, -1))
-    told = covered + cue_bg.mean(axis=(-2, -1)) > 0.5
-    return told & shot_valid & (covered > 0)
 
 
 def _inner(features):

@@ -195,6 +195,37 @@ def test_boolean_cues_are_zeros_and_ones():
     ).all()
 
 
+def strokes(case, background=0.0):
+    """The case with a few cells of each cue marked, some as background."""
+    fg, bg = jnp.zeros_like(case["cue_fg"]), jnp.zeros_like(case["cue_bg"])
+    fg = fg.at[..., 4:8, 4:10].set(1)
+    return {**case, "cue_fg": fg, "cue_bg": bg.at[..., :4, 16:].set(background)}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_what_strokes_leave_unsaid_is_background(k, background):
+    sparse = strokes(episode(k), background)
+    whole = make({**sparse, "cue_bg": 1 - sparse["cue_fg"]})
+    for got, expected in zip(
+        jax.tree.leaves(make(sparse)), jax.tree.leaves(whole), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_what_a_mask_leaves_unsaid_stays_unknown():
+    """Ignored cells of a mask: what is in them changes nothing."""
+    case = episode(k=1)
+    case["cue_fg"] = jnp.zeros_like(case["cue_fg"]).at[..., :8, :8].set(1)
+    case["cue_bg"] = (1 - case["cue_fg"]).at[..., 16:, :].set(0)
+    support = [x.copy() for x in map(np.asarray, case["support"])]
+    for features_ in support:
+        rows = features_.shape[3]
+        features_[:, :, :, rows * 2 // 3 :] = features_[:, :, :, :1, :1]
+    moved = make({**case, "support": tuple(map(jnp.asarray, support))})
+    np.testing.assert_allclose(moved.maps, make(case).maps, atol=1e-6)
+
+
 def test_maps_are_scaled_and_reliabilities_bounded():
     priors = make(episode())
     assert priors.maps.shape == (2, 1, 2, len(baft.OPERATORS), 3, *GRID)

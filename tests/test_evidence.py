@@ -12,9 +12,24 @@ def test_agreement_by_hand():
     fg = jnp.array([[1.0, 0.0], [0.0, 0.0]])
     bg = jnp.array([[0.0, 0.0], [1.0, 0.0]])
     assert float(evidence.agreement(prior, fg, bg)) == pytest.approx(0.8)
-    # Unknown background: everything that is not foreground.
+    # No background at all: everything that is not foreground.
     unknown = float(evidence.agreement(prior, fg, jnp.zeros((2, 2))))
     assert unknown == pytest.approx(0.9 - 0.3, abs=1e-6)
+
+
+def test_presumed_background_by_hand():
+    """A mask with ignored cells, a point, a point with a little background, padding."""
+    fg, bg = np.zeros((2, 1, 1, 4, 2, 2), np.float32)
+    fg[..., 0, 0] = 1
+    bg[0, 0, 0] = [[0, 1], [1, 0]]
+    bg[0, 0, 2] = [[0, 0.5], [0, 0]]
+    valid = jnp.array([[[True, True, True, False]]])
+    told = evidence.told(jnp.asarray(fg), jnp.asarray(bg), valid)
+    np.testing.assert_array_equal(told[0, 0], [True, False, False, False])
+    got = evidence.presumed(jnp.asarray(fg), jnp.asarray(bg), told)
+    np.testing.assert_array_equal(got[0, 0, 0], [[0, 1], [1, 0]])
+    for shot in got[0, 0, 1:]:
+        np.testing.assert_array_equal(shot, [[0, 1], [1, 1]])
 
 
 def test_layout_is_where_the_telling_shots_have_the_class():

@@ -34,7 +34,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from diffup_jax import evaluation, prior_cache, training, training_data
+from diffup_jax import checkpoint, evaluation, prior_cache, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import batches as making
 from diffup_jax.data import episodes, pipeline, protocols, sources
@@ -193,6 +193,7 @@ def test_cache(
     prior = setup.plain(settings)["prior"]
     del prior["fusion_temperature"]  # what is kept is not fused yet
     facts = {
+        "revision": checkpoint.REVISION,
         "digest": method.prior.backbone.digest,
         "prior": prior,
         "mask_stride": settings.decoder.mask_stride,
