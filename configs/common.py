@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
                 # "stroke" or "skeleton" (see diffup_jax/data/cues.py).
                 "box": "tight",
                 "scribble": "stroke",
+                # Pixels of a point cue; 1 is one click. Published: 20.
+                "points": 20,
                 # A damaged file or annotation: "stop", or "skip" it, aloud.
                 "on_error": "stop",
                 # Share of training images kept aside for validation on base classes.

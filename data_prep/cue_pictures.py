@@ -35,14 +35,14 @@ from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 
 # (name, kind, conventions), in the order of the columns.
 VARIANTS = (
-    ("mask", "mask", Conventions("tight", "stroke")),
-    ("box tight", "box", Conventions("tight", "stroke")),
-    ("box component", "box", Conventions("component", "stroke")),
-    ("box instance", "box", Conventions("instance", "stroke")),
-    ("scribble stroke", "scribble", Conventions("tight", "stroke")),
-    ("scribble skeleton", "scribble", Conventions("tight", "skeleton")),
-    ("point", "point", Conventions("tight", "stroke")),
-    ("text", "text", Conventions("tight", "stroke")),
+    ("mask", "mask", Conventions("tight", "stroke", 20)),
+    ("box tight", "box", Conventions("tight", "stroke", 20)),
+    ("box component", "box", Conventions("component", "stroke", 20)),
+    ("box instance", "box", Conventions("instance", "stroke", 20)),
+    ("scribble stroke", "scribble", Conventions("tight", "stroke", 20)),
+    ("scribble skeleton", "scribble", Conventions("tight", "skeleton", 20)),
+    ("point", "point", Conventions("tight", "stroke", 20)),
+    ("text", "text", Conventions("tight", "stroke", 20)),
 )
 
 _SIZE = 384  # pixels a side of the scenes, the size cues are made at

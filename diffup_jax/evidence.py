@@ -27,10 +27,10 @@ knows:
         cue says of most pixels what they are (mask, box); (0, 0) without such a shot
     (5) layout = mean of w+ over the same shots, at the prior grid
 
-A cue that leaves most of its picture unsaid (scribble, point) is taken to mean that the
-rest is background; strokes are few, so what they miss of the object weighs little in it:
+A cue that leaves most of its picture unsaid (scribble, point) is taken to mean that
+the rest is background; what it misses of the object weighs little among so much:
 
-    (6) w- := 1 - w+ for shots whose cue says of at most half of the pixels what they are
+    (6) w- := 1 - w+ of shots whose cue says of at most half of the pixels what they are
 
 Without it nothing holds such a prior back from all that resembles the object a little,
 and assembly has no second side to choose (measured, docs/results.md).

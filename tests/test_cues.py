@@ -16,14 +16,14 @@ from diffup_jax.data.cues import Conventions
 from diffup_jax.types import CUES, DiffUpError
 
 SIZE = 40
-STANDARD = Conventions("tight", "stroke")
+STANDARD = Conventions("tight", "stroke", 20)
 VARIANTS = {
     "mask": ("mask", STANDARD),
     "tight": ("box", STANDARD),
-    "component": ("box", Conventions("component", "stroke")),
-    "instance": ("box", Conventions("instance", "stroke")),
+    "component": ("box", Conventions("component", "stroke", 20)),
+    "instance": ("box", Conventions("instance", "stroke", 20)),
     "stroke": ("scribble", STANDARD),
-    "skeleton": ("scribble", Conventions("tight", "skeleton")),
+    "skeleton": ("scribble", Conventions("tight", "skeleton", 20)),
     "point": ("point", STANDARD),
 }
 
@@ -179,12 +179,21 @@ def test_a_mask_cue_knows_every_pixel():
     assert (fg == mask).all() and (bg == ~mask).all()
 
 
+@pytest.mark.parametrize("points", [1, 20])
 @pytest.mark.parametrize("pixels", [1, 5, 20, 300])
-def test_points_are_twenty_or_all(pixels):
+def test_points_are_as_many_as_the_convention_or_all(pixels, points):
     mask = np.zeros((SIZE, SIZE), bool)
     mask.flat[:pixels] = True
-    fg, bg = make("point", mask)
-    assert fg.sum() == min(20, pixels) and not bg.any()
+    fg, bg = cues.make_cue(
+        "point",
+        mask,
+        generator=np.random.default_rng(0),
+        size=SIZE,
+        ignore=None,
+        conventions=Conventions("tight", "stroke", points),
+        instances=None,
+    )
+    assert fg.sum() == min(points, pixels) and not bg.any() and not (fg & ~mask).any()
 
 
 def test_a_text_marks_nothing_and_needs_no_mask():
@@ -227,9 +236,11 @@ def test_mistakes_are_told():
     with pytest.raises(DiffUpError, match="no foreground pixel"):
         make("tight", mask, ignore=mask)
     with pytest.raises(DiffUpError, match="unknown box convention 'loose'"):
-        Conventions("loose", "stroke")
+        Conventions("loose", "stroke", 20)
     with pytest.raises(DiffUpError, match="unknown scribble convention"):
-        Conventions("tight", "line")
+        Conventions("tight", "line", 20)
+    with pytest.raises(DiffUpError, match="0 pixels; expected at least 1"):
+        Conventions("tight", "stroke", 0)
     options = {"generator": np.random.default_rng(0), "ignore": None}
     options |= {"conventions": STANDARD, "instances": None}
     with pytest.raises(DiffUpError, match="no cue is called 'sketch'"):

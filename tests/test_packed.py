@@ -138,7 +138,7 @@ def test_workers_read_the_same_batches(both):
             max_shots=2,
             ways=1,
             cues=("mask", "box"),
-            conventions=Conventions(box="instance", scribble="stroke"),
+            conventions=Conventions(box="instance", scribble="stroke", points=20),
             augment=Augment(),
             on_error="stop",
             process_index=0,

@@ -15,7 +15,7 @@ from diffup_jax.types import CUES, DiffUpError
 from tests import datasets
 
 SIZE = 32
-PLAIN = cues.Conventions(box="tight", scribble="stroke")
+PLAIN = cues.Conventions(box="tight", scribble="stroke", points=20)
 
 
 def opened(folder):
@@ -311,12 +311,12 @@ def test_scored_at_the_querys_own_size(source):
 def test_boxes_by_convention_reach_the_batches(source):
     draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
     for box in cues.BOXES:
-        rule = cues.Conventions(box=box, scribble="stroke")
+        rule = cues.Conventions(box=box, scribble="stroke", points=20)
         batch = next(evaluation(source, draws, cue="box", conventions=rule)).episode
         tight = next(evaluation(source, draws, cue="box")).episode
         # One rectangle per class and picture: all conventions agree.
         assert (batch.cue_fg == tight.cue_fg).all() and tight.cue_fg.any()
-    rule = cues.Conventions(box="instance", scribble="skeleton")
+    rule = cues.Conventions(box="instance", scribble="skeleton", points=20)
     batch = training(source, cues=("box", "scribble"), conventions=rule)[0].episode
     assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
 

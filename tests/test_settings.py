@@ -146,7 +146,7 @@ def test_a_config_names_a_split_and_fold_its_benchmark_knows(name):
     if row.folds is not None:
         assert 0 <= config.data.fold < row.folds
     settings = setup.from_config(config)
-    assert setup.conventions(settings) == cues.Conventions("tight", "stroke")
+    assert setup.conventions(settings) == cues.Conventions("tight", "stroke", 20)
     with pytest.raises(DiffUpError, match="data root .* Expected layout"):
         missing = dataclasses.replace(settings.data, root="absent", test_root="")
         setup.open_split(dataclasses.replace(settings, data=missing), "test", shots=1)

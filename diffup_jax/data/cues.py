@@ -13,8 +13,8 @@ is unknown. Ignored pixels are unknown in every cue.
     scribble    foreground = the scribble; the rest is unknown
       stroke      random strokes inside the mask
       skeleton    the middle line of the largest component; for both see scribbles.py
-    point       foreground = 20 random pixels of the mask, or all where it has fewer;
-                the rest is unknown
+    point       foreground = 20 random pixels of the mask (VRP-SAM), or as many as the
+                conventions say, or all where it has fewer; the rest is unknown
     text        the class name: both maps are empty
 
 The field has no standard; docs/cues.md shows them all. No cue but a text is ever empty,
@@ -42,18 +42,17 @@ SCRIBBLES = ("stroke", "skeleton")
 # The cues that are drawn at random.
 DRAWN = ("scribble", "point")
 
-_POINTS = 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What "box" and "scribble" mean: one of BOXES, one of SCRIBBLES.
+    """What "box", "scribble" and "point" mean: one of BOXES, one of SCRIBBLES, pixels.
 
-    Raises DiffUpError for any other name.
+    Raises DiffUpError for any other name and for no point.
     """
 
     box: str
     scribble: str
+    points: int
 
     def __post_init__(self) -> None:
         for name, known in (("box", BOXES), ("scribble", SCRIBBLES)):
@@ -62,6 +61,10 @@ class Conventions:
                 raise DiffUpError(
                     f"unknown {name} convention {value!r}; expected one of {known}."
                 )
+        if self.points < 1:
+            raise DiffUpError(
+                f"a point cue of {self.points} pixels; expected at least 1."
+            )
 
 
 def make_cue(
@@ -109,7 +112,7 @@ def make_cue(
         ]
         foreground, background = draw(mask, generator=generator), nothing
     elif kind == "point":
-        foreground, background = _points(mask, generator), nothing
+        foreground, background = _points(mask, generator, conventions.points), nothing
     else:
         foreground = background = nothing
     return foreground & known, background & known
@@ -175,9 +178,9 @@ def _filled(shape: tuple[int, ...], boxes: list[tuple[slice, ...]]) -> np.ndarra
     return filled
 
 
-def _points(mask: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _points(mask: np.ndarray, generator: np.random.Generator, most: int) -> np.ndarray:
     pixels = np.flatnonzero(mask)
-    count = min(_POINTS, len(pixels))
+    count = min(most, len(pixels))
     points = np.zeros_like(mask)
     points.flat[pixels[generator.choice(len(pixels), count, replace=False)]] = True
     return points

@@ -154,8 +154,9 @@ def open_split(settings: Settings, split: str, *, shots: int) -> sources.Source:
 
 
 def conventions(settings: Settings) -> cues.Conventions:
-    """What "box" and "scribble" mean in this run."""
-    return cues.Conventions(box=settings.data.box, scribble=settings.data.scribble)
+    """What "box", "scribble" and "point" mean in this run."""
+    data = settings.data
+    return cues.Conventions(box=data.box, scribble=data.scribble, points=data.points)
 
 
 def example_episode(settings: Settings) -> Episode:

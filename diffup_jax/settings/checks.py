@@ -96,6 +96,7 @@ def implausible(settings: Settings) -> list[str]:
         "prior.grid_stride": settings.prior.grid_stride,
         "prior.affinity_stride": settings.prior.affinity_stride,
         "data.image_size": data.image_size,
+        "data.points": data.points,
     }
     checks += [
         (value >= 1, f"config.{name}", value, "at least 1")

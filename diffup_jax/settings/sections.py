@@ -37,6 +37,7 @@ class DataSettings:
     overlap: str
     box: str
     scribble: str
+    points: int
     on_error: str
     val_fraction: float
     workers: int

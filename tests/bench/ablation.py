@@ -22,6 +22,7 @@ scores, so tables can be made again without the data.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -114,12 +115,15 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     trained = "novel" if options.on == "seen" else options.on
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
     learnt["revision"] = checkpoint.REVISION
-    settings = setup.from_config(
+    data = {key: value for key, value in changes.items() if key.startswith("data.")}
+    if data:
+        learnt["data"] = data
+    asking = setup.from_config(
         trials.config_of(
             options.config, {**changes, **options.score}, fold=fold, seed=seed
         )
     )
-    facts = setup.plain(settings)
+    facts = setup.plain(asking)
     asked = {"sampler": facts["sampler"], "episodes": options.episodes}
     asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
     if options.score:
@@ -131,15 +135,18 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     name = f"{trained}-{fold}-{seed}-{trials.key_of(learnt)}"
     file = options.out / f"{name}-{trials.key_of(asked)}.json"
     if not file.exists():
-        found = _scored(options, settings, options.out / "decoders" / f"{name}.npz")
+        decoder = options.out / "decoders" / f"{name}.npz"
+        found = _scored(options, settings, asking, decoder=decoder)
         aside = file.with_suffix(".aside")
         aside.write_text(json.dumps({**found, "asked": asked, "learnt": learnt}))
         os.replace(aside, file)
     return json.loads(file.read_text())
 
 
-def _scored(options, settings, decoder: Path) -> dict[str, Any]:
-    own = setup.make_method(settings, setup.make_backbone(settings))
+def _scored(options, settings, asking, *, decoder: Path) -> dict[str, Any]:
+    """Trained by `settings` where `decoder` is missing, scored by `asking`."""
+    backbone = setup.make_backbone(settings)
+    own = setup.make_method(settings, backbone)
     shots = options.drawn or options.shots
     place = trials.open_place(settings, options.on, shots=shots, count=options.episodes)
     place = trials.first_shots(place, options.shots)
@@ -151,14 +158,14 @@ def _scored(options, settings, decoder: Path) -> dict[str, Any]:
             settings, place, own, count=options.kept, folder=folder
         )
     params = trials.trained(settings, own, cache, rows, file=decoder)
-    method = own
     if options.swap:
         network, _, weights = options.swap.partition("=")
-        other = type(settings.backbone)(name=network, weights=weights)
-        settings = type(settings)(**{**vars(settings), "backbone": other})
-        method = setup.make_method(settings, setup.make_backbone(settings))
-    tested = trials.test_cache(settings, place, method, cue=options.cue, folder=folder)
-    found = trials.scored(settings, place, method, params, tested)
+        other = type(asking.backbone)(name=network, weights=weights)
+        asking = dataclasses.replace(asking, backbone=other)
+        backbone = setup.make_backbone(asking)
+    method = setup.make_method(asking, backbone)
+    tested = trials.test_cache(asking, place, method, cue=options.cue, folder=folder)
+    found = trials.scored(asking, place, method, params, tested)
     scores = found.scores
     return {
         "miou": scores.miou,

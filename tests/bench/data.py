@@ -153,7 +153,7 @@ def _ours(source, draws: Sequence, workers: int) -> tuple[float, float]:
         draws,
         numbers=range(len(draws)),
         cue="mask",
-        conventions=Conventions(box="tight", scribble="stroke"),
+        conventions=Conventions(box="tight", scribble="stroke", points=20),
         protocol=protocols.get("hsnet"),
         image_size=SIZE,
         batch_size=BATCH,

@@ -202,7 +202,7 @@ def test_cache(
         "sha": place.sha,
         "on": place.on,
         "cue": cue,
-        "conventions": [settings.data.box, settings.data.scribble],
+        "conventions": dataclasses.astuple(setup.conventions(settings)),
         "classes": [place.test.class_names[c] for c in place.scored],
         "root": settings.data.root,
     }

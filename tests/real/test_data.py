@@ -120,7 +120,7 @@ def test_garments_make_training_batches(garments):
         max_shots=2,
         ways=1,
         cues=("mask", "box", "scribble", "point"),
-        conventions=Conventions(box="tight", scribble="stroke"),
+        conventions=Conventions(box="tight", scribble="stroke", points=20),
         augment=Augment(),
         on_error="stop",
         process_index=0,

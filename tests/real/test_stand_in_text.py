@@ -90,7 +90,7 @@ def score(realdata):
             draws,
             numbers=range(len(draws)),
             cue=cue,
-            conventions=Conventions(box="tight", scribble="stroke"),
+            conventions=Conventions(box="tight", scribble="stroke", points=20),
             protocol=protocols.get("clean"),
             image_size=_SIZE,
             batch_size=8,
