@@ -15,17 +15,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 
 # Written by orbax when a checkpoint is complete; an empty folder "8" lacks it.
 _COMPLETE = "_CHECKPOINT_METADATA"
-
-# Saved beside the config. Raised by whoever changes what parameters of the same names
-# and shapes answer, so that a decoder is never used as another one than was trained.
-# 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
-# 3: process.diffusion; without it there is no noise and no DQM.
-# 4: what scribbles and points leave unsaid counts as background.
-REVISION = 4
 
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:

@@ -15,11 +15,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffup_jax import __version__, checkpoint, prior_cache
+from diffup_jax import __version__, prior_cache
 from diffup_jax import settings as setup
 from diffup_jax.data import cues, episodes, pipeline
 from diffup_jax.data.sources import Source
-from diffup_jax.methods import prior
+from diffup_jax.methods import REVISION, prior
 from diffup_jax.settings import Settings
 
 # Sections and keys of a config that what a prior cache keeps depends on.
@@ -104,7 +104,7 @@ def open_cache(
     options = settings.train
     facts = {
         "version": __version__,
-        "revision": checkpoint.REVISION,
+        "revision": REVISION,
         "digest": method.prior.backbone.digest,
         "seed": settings.seed,
         "episodes": episodes,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import checkpoint
+from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 from tests import runs
 
@@ -61,10 +62,10 @@ def test_another_revision_of_the_method_is_refused(tmp_path):
     """Names and shapes fit, so nothing else would tell."""
     save(tmp_path, 6)
     (file,) = (tmp_path / "checkpoints/6/config").glob("*metadata*")
-    older = {**CONFIG, "revision": checkpoint.REVISION - 1}
+    older = {**CONFIG, "revision": REVISION - 1}
     for config in (older, CONFIG):  # the first revision did not say which it was
         file.write_text(json.dumps(config))
-        told = rf"written by revision \d+ .* is revision {checkpoint.REVISION}.*Train"
+        told = rf"written by revision \d+ .* is revision {REVISION}.*Train"
         with pytest.raises(DiffUpError, match=told):
             checkpoint.saved_config(str(tmp_path), 6)
         with pytest.raises(DiffUpError, match=told):

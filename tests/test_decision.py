@@ -58,3 +58,8 @@ def test_the_order_of_cells_and_the_other_maps_of_a_batch_change_nothing():
 def test_half_is_half():
     prob = np.random.default_rng(4).random((2, 3, 4, 4))
     np.testing.assert_array_equal(jax.jit(decision.half)(prob), np.full((2, 3), 0.5))
+
+
+def test_otsu_splits_two_modes():
+    flat = np.repeat([0.1, 0.8], [300, 100]).reshape(20, 20).astype(np.float32)
+    assert 0.1 < float(jax.jit(decision.otsu)(flat)) < 0.8

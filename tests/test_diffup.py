@@ -288,8 +288,3 @@ def test_an_image_size_that_does_not_fit_is_refused():
     )
     with pytest.raises(DiffUpError, match=r"multiple of 40"):
         bad.init(jax.random.key(0), episode())
-
-
-def test_otsu_splits_two_modes():
-    flat = jnp.asarray(np.repeat([0.1, 0.8], [300, 100]).reshape(20, 20), jnp.float32)
-    assert 0.1 < float(prior._otsu(flat)) < 0.8

@@ -19,6 +19,14 @@ from jaxtyping import Array
 
 from diffup_jax.types import Episode
 
+# Saved with checkpoints and prior caches. Raised by whoever changes what priors are, or
+# what parameters of the same names and shapes answer, so that neither is ever used as
+# another one than it was made for.
+# 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
+# 3: process.diffusion; without it there is no noise and no DQM.
+# 4: what scribbles and points leave unsaid counts as background.
+REVISION = 4
+
 
 @runtime_checkable
 class Method(Protocol):

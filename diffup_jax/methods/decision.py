@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 # An answer of zeros, or nearly, stays an empty mask.
 _LEAST = 0.05
+_BINS = 64  # histogram bins of Otsu's threshold
 
 
 def of_greatest_iou(prob: Float[Array, "*b p q"]) -> Float[Array, "*b"]:
@@ -40,6 +41,24 @@ def of_greatest_iou(prob: Float[Array, "*b p q"]) -> Float[Array, "*b"]:
 def half(prob: Float[Array, "*b p q"]) -> Float[Array, "*b"]:
     """1/2: each pixel's likeliest label."""
     return jnp.full(prob.shape[:-2], 0.5)
+
+
+def otsu(mean: Float[Array, "p q"]) -> Float[Array, ""]:
+    """Of one map: what maximises the variance between its two sides (Otsu, 1979).
+
+    For the training-free prior, whose values are no probabilities.
+    """
+    edges = jnp.linspace(0.0, 1.0, _BINS + 1)
+    counts = jnp.histogram(mean.reshape(-1), bins=edges)[0].astype(jnp.float32)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = jnp.cumsum(counts)
+    first = jnp.cumsum(counts * centres)
+    above = below[-1] - below
+    gap = first / jnp.maximum(below, 1) - (first[-1] - first) / jnp.maximum(above, 1)
+    between = below * above * jnp.square(gap)
+    # Empty bins tie: the middle of the best run, so that two modes split half-way.
+    best = between >= between.max() * (1 - 1e-6)
+    return (edges[1:] * best).sum() / best.sum()
 
 
 THRESHOLDS: dict[str, Callable[[Float[Array, "*b p q"]], Float[Array, "*b"]]] = {

@@ -27,10 +27,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from diffup_jax import baft, evidence, images, operators, uapf
 from diffup_jax.backbones import Backbone
+from diffup_jax.methods import decision
 from diffup_jax.methods.text import TextTable
 from diffup_jax.types import Episode, Features
 
-_BINS = 64  # histogram bins of Otsu's threshold
 # With up to so many shots each keeps maps of its own, for training to disturb.
 FEW = 5
 # Pictures of many shots that the backbone sees at once.
@@ -122,7 +122,7 @@ class Prior:
         size = episode.query.shape[1:3]
         fused = self.fuse(self.priors(params, episode))
         mean = images.resize_maps(fused.mean, size)
-        threshold = jax.vmap(jax.vmap(_otsu))(fused.mean)[:, :, None, None]
+        threshold = jax.vmap(jax.vmap(decision.otsu))(fused.mean)[:, :, None, None]
         # Piecewise linear: 0 -> 0, threshold -> 1/2, 1 -> 1.
         below = 0.5 * mean / jnp.maximum(threshold, 1e-6)
         above = 0.5 + 0.5 * (mean - threshold) / jnp.maximum(1 - threshold, 1e-6)
@@ -346,18 +346,3 @@ def _in_blocks(
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return max(size[0] // stride, 1), max(size[1] // stride, 1)
-
-
-def _otsu(mean: Float[Array, "p q"]) -> Float[Array, ""]:
-    """The threshold that maximises the variance between the two sides."""
-    edges = jnp.linspace(0.0, 1.0, _BINS + 1)
-    counts = jnp.histogram(mean.reshape(-1), bins=edges)[0].astype(jnp.float32)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = jnp.cumsum(counts)
-    first = jnp.cumsum(counts * centres)
-    above = below[-1] - below
-    gap = first / jnp.maximum(below, 1) - (first[-1] - first) / jnp.maximum(above, 1)
-    between = below * above * jnp.square(gap)
-    # Empty bins tie: the middle of the best run, so that two modes split half-way.
-    best = between >= between.max() * (1 - 1e-6)
-    return (edges[1:] * best).sum() / best.sum()

@@ -31,8 +31,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffup_jax import checkpoint
 from diffup_jax import settings as setup
+from diffup_jax.methods import REVISION
 from tests.bench import trials
 
 # The paper's: a mask drawn from noise. Further steps and samples are rows below.
@@ -114,7 +114,7 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
     trained = "novel" if options.on == "seen" else options.on
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
-    learnt["revision"] = checkpoint.REVISION
+    learnt["revision"] = REVISION
     data = {key: value for key, value in changes.items() if key.startswith("data.")}
     if data:
         learnt["data"] = data

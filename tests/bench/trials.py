@@ -34,10 +34,11 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from diffup_jax import checkpoint, evaluation, prior_cache, training, training_data
+from diffup_jax import evaluation, prior_cache, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import batches as making
 from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.methods import REVISION
 from diffup_jax.settings import Settings
 
 # Share of the training images that choices are scored on.
@@ -193,7 +194,7 @@ def test_cache(
     prior = setup.plain(settings)["prior"]
     del prior["fusion_temperature"]  # what is kept is not fused yet
     facts = {
-        "revision": checkpoint.REVISION,
+        "revision": REVISION,
         "digest": method.prior.backbone.digest,
         "prior": prior,
         "mask_stride": settings.decoder.mask_stride,
