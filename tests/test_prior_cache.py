@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from diffup_jax import prior_cache, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import sources
+from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -175,6 +177,8 @@ def test_a_run_on_a_cache_stops_goes_on_and_ends_the_same(root, tmp_path, monkey
     straight = training.train(config, str(tmp_path / "straight"))
     (whole,) = (tmp_path / "kept").glob("*/cache.json")
     made_at = whole.stat().st_mtime_ns
+    # So priors of another revision of the method are another cache.
+    assert json.loads(whole.read_text())["revision"] == REVISION
     original = training.Log.metrics
 
     def cut(self, step, *rest):
