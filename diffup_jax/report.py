@@ -41,7 +41,8 @@ from diffup_jax.metrics import Reliability
 # The keys of a row of the results file, in their order.
 ROW_KEYS = (
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
+    *("cue", "convention", "shots", "ways", "episodes", "episodes_sha", "seed"),
+    "method",
     *("steps", "samples", "threshold"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
     *("everything_foreground", "auroc_variance", "auroc_uncertainty", "auroc_spread"),
@@ -62,9 +63,10 @@ class Setting(NamedTuple):
     """Under what a number was measured; without all of it a number says nothing.
 
     `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
-    list, `method` how masks were made ("prior", "one forward" or "diffusion"), `steps`
-    and `samples` the sampler, `threshold` where the probability is cut ("iou", "half"
-    or, the prior, "otsu"), `weights` the decoder (its checkpoint).
+    list, `convention` says what the cue means (data/cues.py), `method` how masks were
+    made ("prior", "one forward" or "diffusion"), `steps` and `samples` the sampler,
+    `threshold` where the probability is cut ("iou", "half" or, the prior, "otsu"),
+    `weights` the decoder (its checkpoint).
     """
 
     dataset: str
@@ -74,6 +76,7 @@ class Setting(NamedTuple):
     backbone: str
     weights_digest: str
     cue: str
+    convention: str
     shots: int
     ways: int
     episodes_sha: str
@@ -148,7 +151,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     suits these very episodes best.
     """
     console = Console()
-    varying = ("cue", "shots", "episodes", "episodes_sha")
+    varying = ("cue", "convention", "shots", "episodes", "episodes_sha")
     shared = [name for name in Setting._fields if name not in varying]
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for each in rows:
@@ -214,6 +217,9 @@ def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> 
         f"{sampler(facts)}, seed {facts['seed']}; interval: 95 % bootstrap"
     )
     lines = [setting]
+    told = dict.fromkeys(each["convention"] for each in members if each["convention"])
+    if told:
+        lines.append(f"cues: {'; '.join(told)}")
     absent = sorted({name for each in members for name in each["absent_classes"]})
     if absent:
         lines.append(f"classes without an episode count as 0: {', '.join(absent)}")

@@ -334,6 +334,7 @@ def _setting(
         backbone=backbone.name,
         weights_digest=untrained + backbone.digest,
         cue=cue,
+        convention=setup.conventions(settings).told(cues.mixture(cue)),
         shots=test.shots,
         ways=settings.eval.ways,
         episodes_sha=test.sha,

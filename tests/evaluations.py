@@ -20,6 +20,7 @@ SETTING = Setting(
     backbone="resnet50",
     weights_digest="0123456789abcdef",
     cue="mask",
+    convention="",
     shots=1,
     ways=1,
     episodes_sha="aeb00fa3d011d93e",

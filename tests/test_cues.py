@@ -229,6 +229,13 @@ def test_mixtures_name_their_kinds_in_order():
             cues.mixture(wrong)
 
 
+def test_conventions_are_told_of_the_cues_that_have_them():
+    rule = Conventions("instance", "skeleton", 3)
+    assert rule.told(("mask", "text")) == ""
+    assert rule.told(("point", "mask", "box")) == "point of 3 px, instance box"
+    assert rule.told(("scribble",)) == "skeleton scribble"
+
+
 def test_mistakes_are_told():
     mask = shapes()["ring"]
     with pytest.raises(DiffUpError, match="no foreground pixel"):

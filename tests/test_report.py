@@ -13,7 +13,8 @@ from tests.evaluations import NAMES, SETTING, batches_of, evaluated, some_episod
 
 KEYS = [
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "shots", "ways", "episodes", "episodes_sha", "seed", "method"),
+    *("cue", "convention", "shots", "ways", "episodes", "episodes_sha", "seed"),
+    "method",
     *("steps", "samples", "threshold"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
 ]
@@ -91,7 +92,7 @@ def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
     result = evaluated(some_episodes(7), 3)
     settings = [
         SETTING,
-        SETTING._replace(cue="scribble+text", shots=5),
+        SETTING._replace(cue="scribble+text", convention="skeleton scribble", shots=5),
         SETTING._replace(fold=2),
     ]
     rows = [report.row(result, each, names=NAMES) for each in settings]
@@ -102,6 +103,7 @@ def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
         assert fact in words
     for fact in ("0123456789abcdef", "step 100", "4 steps", "seed 0", "[bold]owl"):
         assert fact in words
+    assert "cues: skeleton scribble" in words
     assert shown.count("aeb00fa3d011d93e") == 3
     assert words.count("protocol") == 2  # one table per setting
     low, high = rows[0]["miou_ci95"]

@@ -66,6 +66,15 @@ class Conventions:
                 f"a point cue of {self.points} pixels; expected at least 1."
             )
 
+    def told(self, kinds: Iterable[str]) -> str:
+        """What those of the kinds mean that could mean something else, in words."""
+        words = {
+            "box": f"{self.box} box",
+            "scribble": f"{self.scribble} scribble",
+            "point": f"point of {self.points} px",
+        }
+        return ", ".join(words[kind] for kind in kinds if kind in words)
+
 
 def make_cue(
     kind: str,
