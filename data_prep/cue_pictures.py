@@ -33,16 +33,17 @@ from diffup_jax.data.cues import Conventions
 from diffup_jax.types import DiffUpError
 from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 
+_STANDARD = Conventions("tight", "stroke", 20)
 # (name, kind, conventions), in the order of the columns.
 VARIANTS = (
-    ("mask", "mask", Conventions("tight", "stroke", 20)),
-    ("box tight", "box", Conventions("tight", "stroke", 20)),
+    ("mask", "mask", _STANDARD),
+    ("box tight", "box", _STANDARD),
     ("box component", "box", Conventions("component", "stroke", 20)),
     ("box instance", "box", Conventions("instance", "stroke", 20)),
-    ("scribble stroke", "scribble", Conventions("tight", "stroke", 20)),
+    ("scribble stroke", "scribble", _STANDARD),
     ("scribble skeleton", "scribble", Conventions("tight", "skeleton", 20)),
-    ("point", "point", Conventions("tight", "stroke", 20)),
-    ("text", "text", Conventions("tight", "stroke", 20)),
+    ("point", "point", _STANDARD),
+    ("text", "text", _STANDARD),
 )
 
 _SIZE = 384  # pixels a side of the scenes, the size cues are made at

@@ -4,8 +4,7 @@ Symbols as in baft.py: w+ and w- are a cue's known foreground and background. No
 parameters. Reliability of a prior is how well the same level, operator and shot predict
 a cue that is known:
 
-    (1) agreement(P, w) = mean of P where w+ less mean of P where w- (no w- at all:
-        where not w+)
+    (1) agreement(P, w) = mean of P where w+ less mean of P where w-
     (2) k >= 2: r = mean over the judges j, other shots, of agreement(prior on s_j, cue
         of j)
     (3) k = 1:  r = agreement(contrast of the support on itself, its cue), all operators
@@ -70,11 +69,11 @@ def told(
 def presumed(
     foreground: Float[Array, "b n k p q"],
     background: Float[Array, "b n k p q"],
-    told: Bool[Array, "b n k"],
+    known: Bool[Array, "b n k"],
 ) -> Float[Array, "b n k p q"]:
-    """w- with equation (6): the background of cues that are not `told`."""
+    """w- with equation (6): the background of cues that `told` leaves out."""
     rest = jnp.maximum(1 - foreground, 0)
-    return jnp.where(told[..., None, None], background, rest)
+    return jnp.where(known[..., None, None], background, rest)
 
 
 def agreement(
@@ -83,8 +82,6 @@ def agreement(
     background: Float[Array, "*b p q"],
 ) -> Float[Array, "*b"]:
     """Equation (1), in [-1, 1]; 0 where the cue has no foreground."""
-    unknown = (background.max(axis=(-2, -1), keepdims=True)) < EMPTY
-    background = jnp.where(unknown, 1 - foreground, background)
 
     def mean(weights):
         total = weights.sum(axis=(-2, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -38,6 +39,32 @@ def test_no_row_is_another_under_a_second_name():
 def test_a_misspelt_setting_is_refused():
     with pytest.raises(SystemExit, match=r"unknown setting 'losses\.first'"):
         settings_of({"losses.first": 1.0})
+
+
+def test_a_decoder_is_known_by_what_trained_it(tmp_path, monkeypatch):
+    """--score changes no training; other training data are another decoder."""
+    asked = []
+
+    def scored(options, settings, asking, *, decoder):
+        asked.append((settings.data.points, asking.data.points, decoder.name))
+        return {}
+
+    monkeypatch.setattr(ablation, "_scored", scored)
+    asking = {"episodes": 4, "cue": "point", "shots": 1, "drawn": 0, "swap": ""}
+    options = argparse.Namespace(
+        config="configs/garments.py", on="novel", kept=6, out=tmp_path, **asking
+    )
+    for changes, score in (
+        ({}, {}),
+        ({}, {"data.points": 3}),
+        ({"data.points": 3}, {}),
+    ):
+        options.score = score
+        ablation.result(options, changes, fold=0, seed=0)
+    (a, b, name), (c, d, same), (e, f, other) = asked
+    assert (a, b, c, d, e, f) == (20, 20, 20, 3, 3, 3)
+    assert name == same != other
+    assert len(list(tmp_path.glob("*.json"))) == 3
 
 
 def test_fewer_shots_are_the_first_of_the_same_episodes():

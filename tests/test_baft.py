@@ -126,8 +126,7 @@ def slow_priors(q, s, fg, bg):
         return [scale(x) for x in (*base, *(slow_propagate(own, x) for x in base))]
 
     def agree(x, i):
-        away = bg[i] if bg[i].max() > 1e-6 else 1 - fg[i]
-        return (x * fg[i]).sum() / fg[i].sum() - (x * away).sum() / away.sum()
+        return (x * fg[i]).sum() / fg[i].sum() - (x * bg[i]).sum() / bg[i].sum()
 
     shots = range(len(s))
     maps = np.array([onto(q, i) for i in shots])

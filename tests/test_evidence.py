@@ -12,9 +12,10 @@ def test_agreement_by_hand():
     fg = jnp.array([[1.0, 0.0], [0.0, 0.0]])
     bg = jnp.array([[0.0, 0.0], [1.0, 0.0]])
     assert float(evidence.agreement(prior, fg, bg)) == pytest.approx(0.8)
-    # No background at all: everything that is not foreground.
-    unknown = float(evidence.agreement(prior, fg, jnp.zeros((2, 2))))
-    assert unknown == pytest.approx(0.9 - 0.3, abs=1e-6)
+    # All that is not foreground, and an image that is nothing else.
+    assert float(evidence.agreement(prior, fg, 1 - fg)) == pytest.approx(0.9 - 0.3)
+    whole = jnp.ones((2, 2))
+    assert float(evidence.agreement(prior, whole, 1 - whole)) == pytest.approx(0.45)
 
 
 def test_presumed_background_by_hand():
