@@ -142,6 +142,9 @@ def get_config() -> ConfigDict:
                 # With "text" among them an episode has the class name alone as often
                 # as any other cue, and beside its shots in half of the others.
                 "cues": ("mask", "box", "scribble", "point"),
+                # A point cue has this many to data.points pixels, few as often as many
+                # (log-uniform); from data.points on always so many.
+                "fewest_points": 1,
                 "learning_rate": 5e-4,
                 "warmup_steps": 500,
                 "weight_decay": 1e-2,

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from diffup_jax.data import draws as rules
-from diffup_jax.data import episodes, protocols, published, sources
+from diffup_jax.data import lists, protocols, published, sources
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.protocols import Protocol
@@ -83,8 +83,8 @@ def freeze(
         "ways": ways,
         "drawn_from": drawn_from,
     }
-    episodes.write_draws(out, drawn, meta)
-    return drawn, episodes.draws_sha(drawn)
+    lists.write_draws(out, drawn, meta)
+    return drawn, lists.draws_sha(drawn)
 
 
 def figures(drawn: Sequence[Draw], names: Sequence[str] | None) -> list[str]:

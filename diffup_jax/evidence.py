@@ -23,7 +23,10 @@ Min-max scaled priors have forgotten how much of an image the class covers; the 
 knows:
 
     (4) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
-        cue says of most pixels what they are (mask, box); (0, 0) without such a shot
+        cue says of most pixels what they are (mask, box)
+        without such a shot (log(a + 0.001) + 3, 0), a the share of 32 x 32 cells that
+        the cues touch together: how much of the object has been shown
+        without a shot that marks anything (0, 0)
     (5) layout = mean of w+ over the same shots, at the prior grid
 
 A cue that leaves most of its picture unsaid (scribble, point) is taken to mean that
@@ -50,6 +53,8 @@ MOST_JUDGES = 5
 
 # Weights below this count as "no pixel of the cue in this cell".
 EMPTY = 1e-6
+# Cells a side that equation (4) counts what is touched by.
+_CELLS = 32
 # Shots are the same when |a - b|^2 <= this (|a|^2 + |b|^2), features and cues alike:
 # far above the rounding of any backbone, far below two photographs or two strokes.
 _SAME = 1e-4
@@ -169,14 +174,19 @@ def extent(
 ) -> Float[Array, "b n 2"]:
     """Equation (4): how large the class is in the supports, and whether it is known.
 
-    The first number runs from about -3.9 (one pixel) to 3 (the whole image).
+    The first number runs from about -3.9 (one pixel) to 3 (the whole image). Where it
+    is not known, it says how much the cues touch: -3.2 (a click) to about 0 (strokes).
     """
     covered = cue_fg.mean(axis=(-2, -1))
     counted = told(cue_fg, cue_bg, shot_valid) * share
     shots = counted.sum(axis=2)
     known = shots > 0
     mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
-    size = jnp.where(known, jnp.log(mean + 1e-3) + 3, 0.0)
+    marked = ((cue_fg > 0) & shot_valid[..., None, None]).any(axis=2)
+    cells = images.area_average(marked, (_CELLS, _CELLS)) > 0
+    touched = cells.mean(axis=(-2, -1), dtype=mean.dtype)
+    size = jnp.log(jnp.where(known, mean, touched) + 1e-3) + 3
+    size = jnp.where(touched > 0, size, 0.0)
     return jnp.stack([size, known.astype(size.dtype)], axis=-1)
 
 

@@ -24,7 +24,7 @@ from diffup_jax.settings import Settings
 
 # Sections and keys of a config that what a prior cache keeps depends on.
 _CACHED = ("data", "augment", "prior")
-_CACHED_TRAIN = ("max_shots", "ways", "cues")
+_CACHED_TRAIN = ("max_shots", "ways", "cues", "fewest_points")
 
 
 def batches(settings: Settings, source, classes, *, steps: int | None = None) -> Any:
@@ -41,6 +41,7 @@ def batches(settings: Settings, source, classes, *, steps: int | None = None) ->
         ways=options.ways,
         cues=options.cues,
         conventions=setup.conventions(settings),
+        fewest_points=options.fewest_points,
         augment=settings.augment,
         on_error=settings.data.on_error,
         process_index=jax.process_index(),

@@ -196,6 +196,20 @@ def test_points_are_as_many_as_the_convention_or_all(pixels, points):
     assert fg.sum() == min(points, pixels) and not bg.any() and not (fg & ~mask).any()
 
 
+def test_fewer_points_are_log_uniform_and_leave_the_rest_as_it_is():
+    rule = Conventions("tight", "stroke", 20)
+    random = np.random.default_rng(0)
+    drawn = [rule.with_fewer_points(random, fewest=1) for _ in range(4000)]
+    counts = np.bincount([each.points for each in drawn], minlength=21)
+    assert counts[0] == 0 and len(counts) == 21 and (counts[1:] > 0).all()
+    # 4.5 is the geometric middle of 1 and 20.
+    assert abs(counts[:5].sum() / 4000 - np.log(4.5) / np.log(20)) < 0.03
+    assert all((each.box, each.scribble) == ("tight", "stroke") for each in drawn)
+    # All of them, where that is the fewest, or too many.
+    for fewest in (20, 30):
+        assert rule.with_fewer_points(random, fewest=fewest) == rule
+
+
 def test_a_text_marks_nothing_and_needs_no_mask():
     fg, bg = cues.make_cue(
         "text",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffup_jax.data import episodes
+from diffup_jax.data import episodes, lists
 from diffup_jax.data.episodes import Draw
 from diffup_jax.types import DiffUpError
 
@@ -212,7 +212,7 @@ def test_sha_of_one_way_is_the_published_form_and_sees_every_field():
     draw = Draw((2,), "a", (("b", "c"),))
     form = json.dumps([(2, "a", ["b", "c"])])
     published = hashlib.sha256(form.encode()).hexdigest()[:16]
-    assert episodes.draws_sha([draw]) == published
+    assert lists.draws_sha([draw]) == published
     others = [
         draw._replace(class_ids=(3,)),
         draw._replace(query="b"),
@@ -220,7 +220,7 @@ def test_sha_of_one_way_is_the_published_form_and_sees_every_field():
         Draw((2, 3), "a", (("b",), ("c",))),
         Draw((2, 3), "a", (("b",), ("d",))),
     ]
-    names = {episodes.draws_sha([d]) for d in (draw, *others)}
+    names = {lists.draws_sha([d]) for d in (draw, *others)}
     assert len(names) == 6
 
 
@@ -231,16 +231,16 @@ def test_lists_round_trip_and_leave_nothing_behind(tmp_path, ways):
     )
     meta = {"protocol": "clean", "seed": 0, "benchmark": "é", "fold": 1, "shots": 2}
     path = tmp_path / "new" / "list.jsonl"
-    episodes.write_draws(path, draws, meta)
-    again, found = episodes.read_draws(path)
+    lists.write_draws(path, draws, meta)
+    again, found = lists.read_draws(path)
     assert again == draws
-    assert found == {**meta, "count": 20, "sha": episodes.draws_sha(draws)}
+    assert found == {**meta, "count": 20, "sha": lists.draws_sha(draws)}
     assert [p.name for p in path.parent.iterdir()] == ["list.jsonl"]
 
 
 def test_a_failed_write_keeps_the_old_list(tmp_path, monkeypatch):
     path = tmp_path / "list.jsonl"
-    episodes.write_draws(path, [Draw((0,), "a", (("b",),))], {})
+    lists.write_draws(path, [Draw((0,), "a", (("b",),))], {})
     before = path.read_bytes()
 
     def fail(*_):
@@ -248,7 +248,7 @@ def test_a_failed_write_keeps_the_old_list(tmp_path, monkeypatch):
 
     monkeypatch.setattr(episodes.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        episodes.write_draws(path, [Draw((1,), "c", (("d",),))], {})
+        lists.write_draws(path, [Draw((1,), "c", (("d",),))], {})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["list.jsonl"]
 
@@ -256,30 +256,28 @@ def test_a_failed_write_keeps_the_old_list(tmp_path, monkeypatch):
 def test_changed_lists_are_refused(tmp_path):
     path = tmp_path / "list.jsonl"
     draws = [Draw((0,), "a", (("b",),)), Draw((1,), "c", (("d",),))]
-    episodes.write_draws(path, draws, {})
+    lists.write_draws(path, draws, {})
     whole = path.read_text()
     path.write_text(whole.replace('"c"', '"e"'))
     with pytest.raises(DiffUpError, match="changed or cut short"):
-        episodes.read_draws(path)
+        lists.read_draws(path)
     path.write_text("\n".join(whole.splitlines()[:-1]))
     with pytest.raises(DiffUpError, match="its 1 episodes"):
-        episodes.read_draws(path)
+        lists.read_draws(path)
     more = ("[1]", '["a", "b", ["c"]]', '[[1, 2], "b", [["c"]]]', '[1, "b", [3]]')
     for text in ("", json.dumps([1, 2]), *(f"{whole}{line}" for line in more)):
         path.write_text(text)
         with pytest.raises(DiffUpError, match="not an episode list"):
-            episodes.read_draws(path)
+            lists.read_draws(path)
     with pytest.raises(DiffUpError, match="cannot read the episode list"):
-        episodes.read_draws(tmp_path / "none.jsonl")
+        lists.read_draws(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize("ways", [1, 2])
 def test_a_list_that_fits_is_answered_as_it_is(ways):
     source = Names(6)
     draws = episodes.clean_draws(source, CLASSES, shots=2, count=9, seed=0, ways=ways)
-    assert draws == episodes.check_draws(
-        draws, source, classes=CLASSES, name="the list"
-    )
+    assert draws == lists.check_draws(draws, source, classes=CLASSES, name="the list")
 
 
 @pytest.mark.parametrize(
@@ -295,13 +293,13 @@ def test_a_list_that_fits_is_answered_as_it_is(ways):
 def test_a_list_that_does_not_fit_is_refused(changed, words):
     draws = [Draw((1,), "c1i0", (("c1i1",),)), changed]
     with pytest.raises(DiffUpError) as error:
-        episodes.check_draws(draws, Names(6), classes=CLASSES, name="list")
+        lists.check_draws(draws, Names(6), classes=CLASSES, name="list")
     assert all(word in str(error.value) for word in words)
 
 
 def test_an_empty_list_is_refused():
     with pytest.raises(DiffUpError, match="no episodes"):
-        episodes.check_draws([], Names(6), classes=CLASSES, name="list")
+        lists.check_draws([], Names(6), classes=CLASSES, name="list")
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -314,5 +312,5 @@ def test_published_names_find_the_images_of_2014_and_of_2017(old):
             return own
 
     published = [Draw((1,), f"val2014/{names[0]}.jpg", ((f"val2014/{names[1]}.jpg",),))]
-    fitted = episodes.check_draws(published, Coco(1), classes=(1,), name="list")
+    fitted = lists.check_draws(published, Coco(1), classes=(1,), name="list")
     assert fitted == (Draw((1,), own[0], ((own[1],),)),)

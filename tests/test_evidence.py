@@ -54,36 +54,62 @@ def test_layout_is_where_the_telling_shots_have_the_class():
 
 
 def test_extent_counts_the_shots_that_tell_it():
-    """Hand-made: a mask of a quarter, a scribble that leaves most unknown, padding."""
-    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
+    """Hand-made: a mask of a quarter, a scribble that leaves most unknown, a mask that
+    is sometimes padding, a cue that marks nothing.
+    """
+    fg = np.zeros((1, 1, 4, 8, 8), np.float32)
     bg = np.zeros_like(fg)
     fg[0, 0, 0, :4, :4] = 1
     bg[0, 0, 0] = 1 - fg[0, 0, 0]
     fg[0, 0, 1, 0, 0] = 1  # everything else unknown
     fg[0, 0, 2] = 1
     for valid, expected in (
-        ((True, True, False), (np.log(0.25 + 1e-3) + 3, 1)),
-        ((False, True, False), (0, 0)),
-        ((True, False, True), (np.log(0.625 + 1e-3) + 3, 1)),
-        ((False, False, False), (0, 0)),
+        ((True, True, False, False), (np.log(0.25 + 1e-3) + 3, 1)),
+        # An eighth of a side is 4 of 32 cells.
+        ((False, True, False, False), (np.log(16 / 1024 + 1e-3) + 3, 0)),
+        ((True, False, True, False), (np.log(0.625 + 1e-3) + 3, 1)),
+        ((False, False, False, False), (0, 0)),
+        ((False, False, False, True), (0, 0)),
     ):
-        shots = jnp.array(valid).reshape(1, 1, 3)
+        shots = jnp.array(valid).reshape(1, 1, 4)
         got = evidence.extent(
-            jnp.asarray(fg), jnp.asarray(bg), shots, share=jnp.ones((1, 1, 3))
+            jnp.asarray(fg), jnp.asarray(bg), shots, share=jnp.ones((1, 1, 4))
         )
         np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
 
 
-def test_extent_does_not_care_for_the_order_of_shots():
+def test_extent_of_clicks_is_how_many_cells_they_touch():
+    """Two clicks in one cell are as one; a second picture's click counts beside it."""
+    fg = np.zeros((1, 1, 2, 64, 64), bool)
+    fg[0, 0, 0, :2, :2] = True  # one cell of 2 x 2 pixels
+    fg[0, 0, 1, 40, 40] = True
+
+    def size(*valid, cue=fg):
+        shots, share = jnp.array(valid).reshape(1, 1, 2), jnp.ones((1, 1, 2))
+        none = jnp.zeros_like(cue)
+        return evidence.extent(jnp.asarray(cue), none, shots, share=share)[0, 0]
+
+    for cells, found in (
+        (1, size(True, False)),
+        (2, size(True, True)),
+        (1, size(True, True, cue=fg[:, :, [0, 0]])),
+    ):
+        expected = (np.log(cells / 1024 + 1e-3) + 3, 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_extent_does_not_care_for_the_order_of_shots(known):
     rng = np.random.default_rng(0)
     fg = jnp.asarray(rng.random((2, 1, 4, 8, 8)) < 0.3, jnp.float32)
+    bg = (1 - fg) * known
     valid = jnp.array([[[1, 1, 0, 1]], [[1, 0, 1, 1]]], bool)
     order = jnp.array([2, 0, 3, 1])
     share = jnp.array([[[1, 0.5, 0.5, 1]]] * 2)
-    first = evidence.extent(fg, 1 - fg, valid, share=share)
+    first = evidence.extent(fg, bg, valid, share=share)
     second = evidence.extent(
         fg[:, :, order],
-        1 - fg[:, :, order],
+        bg[:, :, order],
         valid[:, :, order],
         share=share[..., order],
     )

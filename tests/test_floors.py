@@ -30,7 +30,7 @@ FLOORS = (
     {"baft", "uapf", "uqdd"},
     {"methods"},
     {"settings", "runlog", "prior_cache"},
-    {"evaluation", "checkpoint", "training_data"}
+    {"evaluation", "checkpoint", "training_data", "evaluation_data"}
     | {"training", "scoring", "report", "visualize", "export"},
     {"doors", "cli", "__main__"},
 )
@@ -41,7 +41,7 @@ SIDEWAYS = {
     "images": {"types"},
     "training": {"evaluation", "checkpoint", "training_data"},
     "report": {"evaluation"},
-    "scoring": {"evaluation", "report", "checkpoint", "visualize"},
+    "scoring": {"evaluation", "evaluation_data", "report", "checkpoint", "visualize"},
     "__main__": {"cli"},
 }
 

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     dataset = pipeline.training_dataset(
         source, (0, 1), seed=0, steps=500, batch_size=1, image_size=32, max_shots=1,
         ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke", 20),
+        fewest_points=1,
         augment=None, on_error="stop", process_index=0, process_count=1,
     )
     batches = pipeline.iterate(dataset, workers=2)

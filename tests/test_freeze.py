@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import freeze_episodes
-from diffup_jax.data import episodes
+from diffup_jax.data import episodes, lists
 from diffup_jax.data.sources import open_source
 from tests import datasets
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def lists(tmp_path):
+def published(tmp_path):
     """A folder of lists in the published form: 20 classes of COCO fold 1."""
     folder = tmp_path / "splits"
     (folder / "coco" / "val").mkdir(parents=True)
@@ -44,13 +44,13 @@ def from_lists(folder, *options, benchmark="coco", fold=1, shots=2):
     )
 
 
-def test_the_published_stream_is_written_and_named(lists, tmp_path, capsys):
-    folder, names = lists
+def test_the_published_stream_is_written_and_named(published, tmp_path, capsys):
+    folder, names = published
     out = tmp_path / "new" / "list.jsonl"
     assert freeze(out, *from_lists(folder)) == 0
     *_, place, last = capsys.readouterr().out.splitlines()
-    drawn, facts = episodes.read_draws(out)
-    assert place == str(out) and last == f"sha={episodes.draws_sha(drawn)}"
+    drawn, facts = lists.read_draws(out)
+    assert place == str(out) and last == f"sha={lists.draws_sha(drawn)}"
     stream = episodes.hsnet_stream(names, list(names), shots=2, count=1000)
     assert drawn == stream
     told = {"benchmark": "coco", "fold": 1, "protocol": "hsnet", "seed": 0, "ways": 1}
@@ -60,9 +60,9 @@ def test_the_published_stream_is_written_and_named(lists, tmp_path, capsys):
     assert freeze(out, *from_lists(folder)) == 0 and out.read_bytes() == before
 
 
-def test_as_a_program(lists, tmp_path):
+def test_as_a_program(published, tmp_path):
     out = tmp_path / "list.jsonl"
-    options = from_lists(lists[0], "--episodes", 5)
+    options = from_lists(published[0], "--episodes", 5)
     done = subprocess.run(
         [sys.executable, "-m", "data_prep.freeze_episodes", *map(str, options)]
         + ["--out", str(out)],
@@ -78,11 +78,11 @@ def test_as_a_program(lists, tmp_path):
     )
 
 
-def test_several_ways_of_the_clean_protocol(lists, tmp_path):
+def test_several_ways_of_the_clean_protocol(published, tmp_path):
     out = tmp_path / "list.jsonl"
     options = ("--protocol", "clean", "--ways", 3, "--episodes", 40, "--seed", 7)
-    assert freeze(out, *from_lists(lists[0], *options)) == 0
-    drawn, facts = episodes.read_draws(out)
+    assert freeze(out, *from_lists(published[0], *options)) == 0
+    drawn, facts = lists.read_draws(out)
     assert all(len(d.class_ids) == 3 for d in drawn) and len(drawn) == 40
     assert (facts["ways"], facts["seed"]) == (3, 7)
 
@@ -105,21 +105,21 @@ def test_lists_from_the_data_fit_the_data(tmp_path, protocol, ways):
     source = open_source(
         "label_map", root=str(root), split="test", min_area=0.0, crowd="hsnet"
     )
-    drawn, facts = episodes.read_draws(out)
+    drawn, facts = lists.read_draws(out)
     assert facts["drawn_from"] == "data, test"
-    fitted = episodes.check_draws(drawn, source, classes=(1, 5), name="list")
+    fitted = lists.check_draws(drawn, source, classes=(1, 5), name="list")
     assert fitted == drawn and len(drawn) == 30
 
 
-def test_small_classes_are_left_out_aloud(lists, tmp_path, capsys):
+def test_small_classes_are_left_out_aloud(published, tmp_path, capsys):
     out = tmp_path / "list.jsonl"
-    options = from_lists(lists[0], "--protocol", "clean", shots=6)
+    options = from_lists(published[0], "--protocol", "clean", shots=6)
     assert freeze(out, *options) == 1
     assert "needs 7" in capsys.readouterr().err
     assert freeze(out, *options, "--skip-small-classes") == 0
-    left = [c for c, names in lists[1].items() if len(names) < 7]
+    left = [c for c, names in published[1].items() if len(names) < 7]
     assert f"left out for want of 7 images: {left}" in capsys.readouterr().out
-    assert not {d.class_ids[0] for d in episodes.read_draws(out)[0]} & set(left)
+    assert not {d.class_ids[0] for d in lists.read_draws(out)[0]} & set(left)
 
 
 @pytest.mark.parametrize(
@@ -135,18 +135,20 @@ def test_small_classes_are_left_out_aloud(lists, tmp_path, capsys):
         ({"shots": 0}, "at least 1"),
     ],
 )
-def test_bad_input_is_one_message_and_no_file(lists, tmp_path, capsys, options, words):
+def test_bad_input_is_one_message_and_no_file(
+    published, tmp_path, capsys, options, words
+):
     more = options.pop("more", ())
     out = tmp_path / "list.jsonl"
-    assert freeze(out, *from_lists(lists[0], *more, **options)) == 1
+    assert freeze(out, *from_lists(published[0], *more, **options)) == 1
     told = capsys.readouterr()
     assert told.err.startswith("error: ") and words in told.err and not told.out
     assert not out.exists()
 
 
-def test_a_place_that_cannot_be_written(lists, tmp_path, capsys):
+def test_a_place_that_cannot_be_written(published, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert freeze(tmp_path / "file" / "list.jsonl", *from_lists(lists[0])) == 1
+    assert freeze(tmp_path / "file" / "list.jsonl", *from_lists(published[0])) == 1
     assert "error: " in capsys.readouterr().err
 
 

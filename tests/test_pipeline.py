@@ -40,6 +40,7 @@ def training(source, **changes):
         "ways": 1,
         "cues": ("mask", "box", "scribble", "point"),
         "conventions": PLAIN,
+        "fewest_points": 1,
         "augment": Augment(),
         "on_error": "stop",
         "process_index": 0,
@@ -319,6 +320,19 @@ def test_boxes_by_convention_reach_the_batches(source):
     rule = cues.Conventions(box="instance", scribble="skeleton", points=20)
     batch = training(source, cues=("box", "scribble"), conventions=rule)[0].episode
     assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
+
+
+def test_a_point_in_training_has_fewer_pixels_and_in_evaluation_all(source):
+    counts = {}
+    for fewest in (1, 20):
+        dataset = training(source, cues=("point",), fewest_points=fewest, augment=None)
+        marked = [batch.episode.cue_fg.sum((-2, -1)) for batch in dataset]
+        counts[fewest] = np.concatenate([each[each > 0] for each in marked])
+    assert (counts[20] == 20).all()
+    assert counts[1].min() < 5 and len(set(counts[1])) > 5 and counts[1].max() <= 20
+    draws = episodes.clean_draws(source, (1, 2), shots=1, count=4, seed=0)
+    batch = next(evaluation(source, draws, cue="point")).episode
+    assert (batch.cue_fg.sum((-2, -1)) == 20).all()
 
 
 def test_a_blank_batch_has_every_field_of_a_made_one(source):

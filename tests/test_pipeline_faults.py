@@ -166,6 +166,7 @@ if __name__ == "__main__":
     dataset = pipeline.training_dataset(
         source, (0, 1), seed=0, steps=6, batch_size=1, image_size=160, max_shots=1,
         ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke", 20),
+        fewest_points=1,
         augment=None, on_error="stop", process_index=0, process_count=1,
     )
     if sys.argv[2] == "error":
@@ -218,7 +219,8 @@ def test_making_batches_starts_no_jax_device(tmp_path):
         " min_area=0.0, crowd='hsnet')\n"
         "d = pipeline.training_dataset(s, (0, 1), seed=0, steps=1, batch_size=1,"
         " image_size=16, max_shots=1, ways=1, cues=('mask',), augment=None,"
-        " conventions=cues.Conventions('tight', 'stroke', 20), on_error='stop',"
+        " conventions=cues.Conventions('tight', 'stroke', 20), fewest_points=1,"
+        " on_error='stop',"
         " process_index=0, process_count=1)\n"
         "next(pipeline.iterate(d, workers=0))\n"
         "bridge = sys.modules.get('jax._src.xla_bridge')\n"

@@ -135,6 +135,20 @@ def root(tmp_path_factory):
     return datasets.write_label_maps(tmp_path_factory.mktemp("cached"), train=40)
 
 
+@pytest.mark.parametrize("fewest", [1, 20])
+def test_a_run_draws_as_many_points_as_its_config_says(root, fewest):
+    config = runs.get_config(str(root))
+    config.train.cues = ("point",)
+    config.train.fewest_points = fewest
+    config.augment.scale = (1.0, 1.0)
+    settings = setup.from_config(config)
+    source = setup.open_split(settings, "train", shots=1)
+    base = sources.fold_classes(source, settings.data.fold, role="base")
+    drawn = training_data.batches(settings, source, base, steps=8)
+    marked = np.concatenate([b.episode.cue_fg.sum((1, 2, 3, 4)) for b in drawn])
+    assert (marked == 20).all() if fewest == 20 else len(set(marked.tolist())) > 5
+
+
 def test_the_loss_of_a_kept_episode_is_the_loss_of_the_episode(root, tmp_path):
     """To the 16 bits that are kept; first epoch, rows put back in their order."""
     config = runs.get_config(str(root))

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import Mesh
 from PIL import Image
 
-from diffup_jax import checkpoint, scoring, training
+from diffup_jax import checkpoint, evaluation_data, scoring, training
 from diffup_jax import settings as setup
-from diffup_jax.data import episodes, protocols
+from diffup_jax.data import lists, protocols
 from diffup_jax.report import ROW_KEYS
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
@@ -72,7 +72,7 @@ def test_results_lists_and_gallery(config, work, tmp_path, capsys):
         assert row["threshold"] == "half"
         assert [item["class_id"] for item in row["per_class"]] == [0, 4]
     (path,) = (output.parent / "episodes").iterdir()
-    draws, meta = episodes.read_draws(path)
+    draws, meta = lists.read_draws(path)
     assert len(draws) == 6 and meta["protocol"] == "clean" and meta["shots"] == 1
     assert {row["episodes_sha"] for row in rows} == {meta["sha"]}
     assert all(row["skipped"] == {"empty": 0, "damaged": 0} for row in rows)
@@ -105,11 +105,11 @@ def test_a_frozen_list_gives_the_same_row(config, tmp_path, capsys):
 def test_a_list_that_does_not_fit_is_refused(config, root, tmp_path):
     prior_row(config, tmp_path / "results.json")
     (path,) = (tmp_path / "episodes").iterdir()
-    draws, meta = episodes.read_draws(path)
+    draws, meta = lists.read_draws(path)
 
     def refused(words, *, rows=draws, facts=meta, **changes):
         file = tmp_path / "list.jsonl"
-        episodes.write_draws(file, rows, facts)
+        lists.write_draws(file, rows, facts)
         again = runs.get_config(str(root))
         with pytest.raises(DiffUpError, match=words):
             prior_row(again, tmp_path / "x.json", episodes_file=str(file), **changes)
@@ -137,7 +137,7 @@ def test_several_ways(config, tmp_path):
     assert [each["episodes"] for each in row["per_class"]] == [6, 6]
     (path,) = (tmp_path / "episodes").iterdir()
     assert path.name.endswith("_fold0_clean_2way_1shot.jsonl")
-    draws, meta = episodes.read_draws(path)
+    draws, meta = lists.read_draws(path)
     assert meta["ways"] == 2 and all(len(draw.supports) == 2 for draw in draws)
     assert (tmp_path / "gallery.html").exists()
 
@@ -175,7 +175,7 @@ def test_damaged_episodes_are_left_out_only_when_asked(config, tmp_path, capsys)
     root = datasets.write_label_maps(tmp_path / "data", train=40)
     config.data.root = str(root)
     settings = setup.from_config(config)
-    test = scoring.open_test(settings, shots=1)
+    test = evaluation_data.open_test(settings, shots=1)
     (path,) = (root / "images").glob(f"{test.draws[0].query}.*")
     path.write_bytes(path.read_bytes()[:150])
     with pytest.raises(DiffUpError, match=f"cannot read .*{path.name}"):

@@ -57,6 +57,7 @@ def test_unknown_and_missing_keys_are_named_together():
         ("eval", "shots", (1, "5"), "expected int, got '5'"),
         ("augment", "scale", (0.5,), r"expected 2 values, got \(0.5,\)"),
         ("train", "steps", 0, "got 0, expected at least 1"),
+        ("train", "fewest_points", 0, "got 0, expected at least 1"),
         ("train", "cues", ("mask", "dot"), "expected some of mask, box"),
         ("train", "learning_rate", float("nan"), "got nan, expected more than 0"),
         ("train", "ema_decay", 1.0, r"expected a number in \[0, 1\)"),

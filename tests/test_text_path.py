@@ -15,7 +15,7 @@ from diffup_jax import baft, scoring, training
 from diffup_jax import settings as setup
 from diffup_jax.backbones import clip
 from diffup_jax.backbones.towers import Tower
-from diffup_jax.data import batches, episodes, pipeline, protocols
+from diffup_jax.data import batches, episodes, lists, pipeline, protocols
 from diffup_jax.data.augment import Augment
 from diffup_jax.methods import disturbance
 from diffup_jax.types import DiffUpError
@@ -55,6 +55,7 @@ def training_batch(root, kinds, *, size=48):
     dataset = pipeline.training_dataset(
         source, (1, 2, 3), seed=0, steps=2, batch_size=size, image_size=16, max_shots=2,
         ways=1, cues=kinds, conventions=setup.conventions(settings),
+        fewest_points=settings.train.fewest_points,
         augment=Augment(), on_error="stop", process_index=0, process_count=1,
     )  # fmt: skip
     return dataset[1].episode
@@ -153,8 +154,7 @@ def test_zero_shot_and_mixtures_are_scored(config, tmp_path, capsys):
     # The same queries, without supports.
     folder = tmp_path / "episodes"
     (one, _), (zero, facts) = (
-        episodes.read_draws(next(folder.glob(f"*_{shots}shot.jsonl")))
-        for shots in (1, 0)
+        lists.read_draws(next(folder.glob(f"*_{shots}shot.jsonl"))) for shots in (1, 0)
     )
     assert [x.query for x in one] == [x.query for x in zero] and facts["shots"] == 0
     assert all(x.supports == ((),) for x in zero)

@@ -36,13 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffup_jax.backbones import towers
+from diffup_jax.backbones import clip_files, towers
 from diffup_jax.backbones.recipe import Normalise, Recipe, TextRecipe, check_size
 from diffup_jax.backbones.towers import Tower, cells, unit
 from diffup_jax.backbones.transformer import resize_positions
 from diffup_jax.backbones.transformer_files import square
 from diffup_jax.types import TEXT_LENGTH, Features, Level
-from diffup_jax.weights import Row, Table, oihw, same
 
 # CLIP's own channel statistics, used by every CLIP published since.
 NORMALISE = Normalise(
@@ -156,7 +155,7 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
         ),
         prior_levels=towers.prior_blocks(variant.vision.depth),
         normalise=NORMALISE,
-        tables=vision_tables(variant),
+        tables=clip_files.vision_tables(variant.vision.depth),
         packaged=variant.packaged,
         hub=variant.hub,
         licence=variant.licence,
@@ -165,7 +164,7 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
             module=TextTower(text, dtype=dtype),
             context_length=text.context,
             tokenizer=text.tokenizer,
-            tables=text_tables(text),
+            tables=clip_files.text_tables(text.tower.depth),
         ),
         debias=variant.debias,
     )
@@ -330,107 +329,3 @@ class TextTower(nn.Module):
     def scale(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """(s, 0): s * image . text is the reference's logit."""
         return jnp.exp(self.log_scale), jnp.zeros(())
-
-
-# --- Conversion tables ----------------------------------------------------------------
-# Two layouts: Hugging Face's CLIPModel (also its two halves with projection), and
-# OpenAI's state dict, which open_clip and timm's `open_clip_model.safetensors` keep.
-# Every table names one tower and ignores the other.
-
-
-def vision_tables(variant: Variant) -> tuple[Table, ...]:
-    """The layouts of the image tower in a CLIP file."""
-    depth = variant.vision.depth
-    body, visual = "vision_model", "visual"
-    return (
-        Table(
-            "hugging face",
-            (
-                Row(f"{body}.embeddings.class_embedding", "params/class_token", same),
-                Row(
-                    f"{body}.embeddings.patch_embedding.weight",
-                    "params/patch/kernel",
-                    oihw,
-                ),
-                Row(
-                    f"{body}.embeddings.position_embedding.weight",
-                    "params/positions",
-                    same,
-                ),
-                *towers.norm_rows(f"{body}.pre_layrnorm", "params/pre_norm"),
-                *towers.block_rows(f"{body}.encoder.layers", depth),
-                *towers.norm_rows(f"{body}.post_layernorm", "params/post_norm"),
-                Row(
-                    "visual_projection.weight",
-                    "params/projection/kernel",
-                    towers.transpose,
-                ),
-            ),
-            (
-                r"text_model\..*",
-                r"text_projection\.weight",
-                r"logit_scale",
-                r"vision_model\.embeddings\.position_ids",
-            ),
-        ),
-        Table(
-            "openai",
-            (
-                Row(f"{visual}.class_embedding", "params/class_token", same),
-                Row(f"{visual}.conv1.weight", "params/patch/kernel", oihw),
-                Row(f"{visual}.positional_embedding", "params/positions", same),
-                *towers.norm_rows(f"{visual}.ln_pre", "params/pre_norm"),
-                *towers.openai_block_rows(f"{visual}.transformer.resblocks", depth),
-                *towers.norm_rows(f"{visual}.ln_post", "params/post_norm"),
-                Row(f"{visual}.proj", "params/projection/kernel", same),
-            ),
-            OPENAI_TEXT_KEYS,
-        ),
-    )
-
-
-def text_tables(text: Text) -> tuple[Table, ...]:
-    """The layouts of the text tower in a CLIP file."""
-    body = "text_model"
-    return (
-        Table(
-            "hugging face",
-            (
-                *towers.embedding_rows(body),
-                *towers.block_rows(f"{body}.encoder.layers", text.tower.depth),
-                *towers.norm_rows(f"{body}.final_layer_norm", "params/final_norm"),
-                Row(
-                    "text_projection.weight",
-                    "params/projection/kernel",
-                    towers.transpose,
-                ),
-                Row("logit_scale", "params/log_scale", same),
-            ),
-            (
-                r"vision_model\..*",
-                r"visual_projection\.weight",
-                r"text_model\.embeddings\.position_ids",
-            ),
-        ),
-        Table(
-            "openai",
-            (
-                Row("token_embedding.weight", "params/tokens/embedding", same),
-                Row("positional_embedding", "params/positions", same),
-                *towers.openai_block_rows("transformer.resblocks", text.tower.depth),
-                *towers.norm_rows("ln_final", "params/final_norm"),
-                Row("text_projection", "params/projection/kernel", same),
-                Row("logit_scale", "params/log_scale", same),
-            ),
-            (r"visual\..*", _OPENAI_SIZES),
-        ),
-    )
-
-
-# Three integers that OpenAI's archives carry beside the weights.
-_OPENAI_SIZES = r"input_resolution|context_length|vocab_size"
-OPENAI_TEXT_KEYS = (
-    r"(transformer|token_embedding|ln_final)\..*",
-    r"positional_embedding|text_projection|logit_scale",
-    _OPENAI_SIZES,
-)

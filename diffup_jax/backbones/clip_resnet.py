@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffup_jax.backbones import clip, towers
+from diffup_jax.backbones import clip, clip_files, towers
 from diffup_jax.backbones.recipe import Recipe, TextRecipe, check_size
 from diffup_jax.backbones.resnet import FROZEN_NORM
 from diffup_jax.backbones.towers import unit
@@ -107,7 +107,9 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
             context_length=variant.text.context,
             tokenizer=variant.text.tokenizer,
             tables=tuple(
-                t for t in clip.text_tables(variant.text) if t.layout == "openai"
+                t
+                for t in clip_files.text_tables(variant.text.tower.depth)
+                if t.layout == "openai"
             ),
         ),
         debias=0,
@@ -344,5 +346,5 @@ def vision_tables(variant: Variant) -> tuple[Table, ...]:
     rows.append(Row(f"{pool}.positional_embedding", "params/pool/positions", same))
     for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("c", "out")):
         rows += towers.linear_rows(f"{pool}.{theirs}_proj", f"params/pool/{ours}")
-    ignore = (*clip.OPENAI_TEXT_KEYS, r"visual\..*\.num_batches_tracked")
+    ignore = (*clip_files.OPENAI_TEXT_KEYS, r"visual\..*\.num_batches_tracked")
     return (Table("openai", tuple(rows), ignore),)

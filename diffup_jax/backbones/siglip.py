@@ -35,13 +35,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffup_jax.backbones import towers
+from diffup_jax.backbones import siglip_files, towers
 from diffup_jax.backbones.recipe import HALF, Recipe, TextRecipe, check_size
 from diffup_jax.backbones.towers import Tower, cells, unit
 from diffup_jax.backbones.transformer import ACTIVATIONS, resize_positions
 from diffup_jax.backbones.transformer_files import square
 from diffup_jax.types import DiffUpError, Features, Level
-from diffup_jax.weights import Row, Table, oihw, same
 
 _TEXT_LENGTH = 64
 _VOCABULARY = 256_000
@@ -129,7 +128,9 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
         ),
         prior_levels=towers.prior_blocks(variant.vision.depth),
         normalise=HALF,
-        tables=vision_tables(variant),
+        tables=siglip_files.vision_tables(
+            variant.vision.depth, patch=variant.patch, naflex=variant.naflex
+        ),
         packaged=variant.packaged,
         hub=variant.hub,
         licence=variant.licence,
@@ -138,7 +139,7 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
             module=TextTower(variant, dtype=dtype),
             context_length=variant.context,
             tokenizer="gemma",
-            tables=text_tables(variant),
+            tables=siglip_files.text_tables(variant.text.depth),
         ),
         debias=variant.debias,
     )
@@ -341,72 +342,3 @@ class _Head(nn.Module):
     def _mlp(self, y):
         activation = ACTIVATIONS[self.tower.activation]
         return y + self.fc2(activation(self.fc1(self.norm(y))))
-
-
-# --- Conversion tables ----------------------------------------------------------------
-
-
-def vision_tables(variant: Variant) -> tuple[Table, ...]:
-    """The image tower in a Hugging Face SiglipModel or Siglip2Model file."""
-    body, head, patch = "vision_model", "vision_model.head", variant.patch
-
-    def unfolded(kernel: np.ndarray) -> np.ndarray:
-        """NaFlex: a linear layer [c, patch * patch * 3] over pixels row by row."""
-        return kernel.reshape(-1, patch, patch, 3).transpose(1, 2, 3, 0)
-
-    return (
-        Table(
-            "hugging face",
-            (
-                Row(
-                    f"{body}.embeddings.patch_embedding.weight",
-                    "params/patch/kernel",
-                    unfolded if variant.naflex else oihw,
-                ),
-                Row(
-                    f"{body}.embeddings.patch_embedding.bias", "params/patch/bias", same
-                ),
-                Row(
-                    f"{body}.embeddings.position_embedding.weight",
-                    "params/positions",
-                    same,
-                ),
-                *towers.block_rows(f"{body}.encoder.layers", variant.vision.depth),
-                *towers.norm_rows(f"{body}.post_layernorm", "params/post_norm"),
-                Row(f"{head}.probe", "params/head/probe", same),
-                *towers.fused_rows(f"{head}.attention", "params/head"),
-                *towers.linear_rows(f"{head}.attention.out_proj", "params/head/out"),
-                *towers.norm_rows(f"{head}.layernorm", "params/head/norm"),
-                *towers.linear_rows(f"{head}.mlp.fc1", "params/head/fc1"),
-                *towers.linear_rows(f"{head}.mlp.fc2", "params/head/fc2"),
-            ),
-            (
-                r"text_model\..*",
-                r"logit_scale|logit_bias",
-                r"vision_model\.embeddings\.position_ids",
-            ),
-        ),
-    )
-
-
-def text_tables(variant: Variant) -> tuple[Table, ...]:
-    """The text tower in a Hugging Face SiglipModel or Siglip2Model file."""
-    body = "text_model"
-    return (
-        Table(
-            "hugging face",
-            (
-                *towers.embedding_rows(body),
-                *towers.block_rows(f"{body}.encoder.layers", variant.text.depth),
-                *towers.norm_rows(f"{body}.final_layer_norm", "params/final_norm"),
-                *towers.linear_rows(f"{body}.head", "params/projection"),
-                Row("logit_scale", "params/log_scale", _scalar),
-                Row("logit_bias", "params/bias", _scalar),
-            ),
-            (r"vision_model\..*", r"text_model\.embeddings\.position_ids"),
-        ),
-    )
-
-
-def _scalar(array: np.ndarray) -> np.ndarray:
-    return array.reshape(())

@@ -88,6 +88,7 @@ class Training:
     ways: int
     cues: tuple[str, ...]
     conventions: Conventions
+    fewest_points: int
     augment: Augment | None
     on_error: str
 
@@ -222,7 +223,11 @@ def _fill_training(recipe: Training, index: int, batch: Episode, row: int) -> No
                 source, image_id, draw.class_ids[way], kind, recipe.conventions
             )
             seen, at = view(*pixels), (row, way, shot)
-            _put_support(batch, at, seen, kind, generator, recipe.conventions)
+            rule = recipe.conventions
+            if kind == "point":
+                fewest = recipe.fewest_points
+                rule = rule.with_fewer_points(generator, fewest=fewest)
+            _put_support(batch, at, seen, kind, generator, rule)
 
 
 def _text_drawn(recipe: Training, index: int) -> tuple[bool, bool]:

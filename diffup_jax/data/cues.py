@@ -66,6 +66,17 @@ class Conventions:
                 f"a point cue of {self.points} pixels; expected at least 1."
             )
 
+    def with_fewer_points(
+        self, generator: np.random.Generator, *, fewest: int
+    ) -> Conventions:
+        """The same with fewest..points pixels, log-uniform: 1-4 as often as 5-20.
+
+        fewest: at least 1; from `points` on it is always `points`.
+        """
+        fewest = min(fewest, self.points)
+        few = fewest * (self.points / fewest) ** generator.random()
+        return dataclasses.replace(self, points=round(float(few)))
+
     def told(self, kinds: Iterable[str]) -> str:
         """What those of the kinds mean that could mean something else, in words."""
         words = {

@@ -51,6 +51,7 @@ def training_dataset(
     ways: int,
     cues: Sequence[str],
     conventions: Conventions,
+    fewest_points: int,
     augment: Augment | None,
     on_error: str,
     process_index: int,
@@ -59,7 +60,8 @@ def training_dataset(
     """A dataset of `steps` `TrainingBatch`es (n = `ways`, k = `max_shots`), in order.
 
     Each episode draws its number of shots 1..max_shots and each shot its cue from
-    `cues`; query and supports are augmented independently (None: only resized).
+    `cues`; a point has fewest_points..conventions.points pixels (1 <= fewest_points);
+    query and supports are augmented independently (None: only resized).
     batch_size: episodes of all processes together; each process yields its own
     batch_size / process_count. on_error: "stop" or "skip", see batches.py, which also
     says when an episode has text. Images are uint8; text ids are zeros.
@@ -93,6 +95,7 @@ def training_dataset(
         ways=ways,
         cues=tuple(cues),
         conventions=conventions,
+        fewest_points=fewest_points,
         augment=augment,
         on_error=_known(on_error),
     )

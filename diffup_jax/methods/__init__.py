@@ -25,7 +25,8 @@ from diffup_jax.types import Episode
 # 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
 # 3: process.diffusion; without it there is no noise and no DQM.
 # 4: what scribbles and points leave unsaid counts as background.
-REVISION = 4
+# 5: extent tells how much scribbles and points touch.
+REVISION = 5
 
 
 @runtime_checkable

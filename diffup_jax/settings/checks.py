@@ -84,6 +84,7 @@ def implausible(settings: Settings) -> list[str]:
         "train.steps": train.steps,
         "train.batch_size": train.batch_size,
         "train.max_shots": train.max_shots,
+        "train.fewest_points": train.fewest_points,
         "train.log_every": train.log_every,
         "train.val_every": train.val_every,
         "train.val_episodes": train.val_episodes,

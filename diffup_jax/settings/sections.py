@@ -61,6 +61,7 @@ class TrainSettings:
     max_shots: int
     ways: int
     cues: tuple[str, ...]
+    fewest_points: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float

@@ -36,9 +36,9 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from diffup_jax import metrics, scoring
+from diffup_jax import evaluation_data, metrics, scoring
 from diffup_jax import settings as setup
-from diffup_jax.data import episodes, pipeline, protocols, rasters, sources
+from diffup_jax.data import episodes, lists, pipeline, protocols, rasters, sources
 from diffup_jax.methods.correction import Strokes
 from tests.bench import trials
 
@@ -84,7 +84,7 @@ def click(
 
 def novel_cases(settings) -> Cases:
     """The evaluation list of the config."""
-    test = scoring.open_test(settings, shots=1)
+    test = evaluation_data.open_test(settings, shots=1)
     return Cases(test.source, test.draws, test.classes)
 
 
@@ -208,7 +208,7 @@ def main() -> None:
     if options.fresh and not settings.process.diffusion:
         parser.error("--fresh: without process.diffusion every answer is made anew")
     cases = {"novel": novel_cases, "base": base_cases}[options.on](settings)
-    sha = episodes.draws_sha(cases.draws)
+    sha = lists.draws_sha(cases.draws)
     device = jax.devices()[0].device_kind
     print(
         f"{options.on} classes ({len(cases.classes)}) of {cases.source.name} fold "

@@ -1,18 +1,20 @@
 """Training-free priors of a config, scored where it may be chosen.
 
     python -m tests.bench.priors --config configs/garments.py:0 \
-        --scales 1 --scales 0.5 --scales 0.33,0.5,0.67 [--shots 1,5] [--episodes 160]
+        --scales 1 --scales 0.5 --scales 0.33,0.5,0.67 [--shots 1,5] [--episodes 160] \
+        [--cue mask --cue scribble --cue point] [--set data.points=1]
 
-Mask episodes of base classes on images of the training split (nothing here is trained,
+Episodes of base classes on images of the training split (nothing here is trained,
 so all of them may be used), scored by the clean protocol: mIoU of the fused mean at its
-best threshold, for each --scales and number of --shots, and seconds per episode. All
-numbers of shots see the same queries, and fewer shots are the first of more. Novel
-classes and test images are not looked at.
+best threshold, for each --scales, --cue (a mask where none is named) and number of
+--shots, and seconds per episode. All cues and numbers of shots see the same queries,
+and fewer shots are the first of more. Novel classes and test images are not looked at.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 
 import jax
@@ -24,7 +26,7 @@ from tests.bench import trials
 
 
 def score(
-    config, scales: tuple[float, ...], count: int, *, shots: int, most: int
+    config, scales: tuple[float, ...], count: int, *, cue: str, shots: int, most: int
 ) -> tuple[float, float]:
     """Best-threshold mIoU in percent and seconds per episode.
 
@@ -51,7 +53,7 @@ def score(
         source,
         draws,
         numbers=range(count),
-        cue="mask",
+        cue=cue,
         conventions=setup.conventions(settings),
         protocol=protocol,
         image_size=settings.data.image_size,
@@ -79,19 +81,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:FOLD]")
     parser.add_argument("--scales", action="append", required=True)
+    parser.add_argument("--cue", action="append", default=[])
     parser.add_argument("--shots", default="1")
     parser.add_argument("--episodes", type=int, default=160)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     shots = [int(part) for part in options.shots.split(",")]
-    print("scales                   shots  mIoU   s/episode")
-    for text in options.scales:
-        scales = tuple(float(part) for part in text.split(","))
-        for k in shots:
-            config = trials.config_of(options.config, {})
-            miou, seconds = score(
-                config, scales, options.episodes, shots=k, most=max(shots)
-            )
-            print(f"{text:24s} {k:5d} {miou:5.1f} {seconds:11.3f}", flush=True)
+    changes = trials.changes_of(options.set)
+    print("scales                   cue       shots  mIoU   s/episode")
+    asked = itertools.product(options.scales, options.cue or ["mask"], shots)
+    for text, cue, k in asked:
+        miou, seconds = score(
+            trials.config_of(options.config, changes),
+            tuple(float(part) for part in text.split(",")),
+            options.episodes,
+            cue=cue,
+            shots=k,
+            most=max(shots),
+        )
+        print(f"{text:24s} {cue:9s} {k:5d} {miou:5.1f} {seconds:11.3f}", flush=True)
 
 
 if __name__ == "__main__":

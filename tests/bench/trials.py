@@ -37,7 +37,7 @@ from tqdm import tqdm
 from diffup_jax import evaluation, prior_cache, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import batches as making
-from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.data import episodes, lists, pipeline, protocols, sources
 from diffup_jax.methods import REVISION
 from diffup_jax.settings import Settings
 
@@ -75,7 +75,7 @@ class Place:
 
     @property
     def sha(self) -> str:
-        return episodes.draws_sha(self.draws)
+        return lists.draws_sha(self.draws)
 
 
 def changes_of(texts: Iterable[str]) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def test_garments_make_training_batches(garments):
         ways=1,
         cues=("mask", "box", "scribble", "point"),
         conventions=Conventions(box="tight", scribble="stroke", points=20),
+        fewest_points=1,
         augment=Augment(),
         on_error="stop",
         process_index=0,

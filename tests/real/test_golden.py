@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep import freeze_episodes
-from diffup_jax.data import episodes, published
+from diffup_jax.data import episodes, lists, published
 from diffup_jax.data.sources import open_source
 
 # (benchmark, shots): hashes of folds 0..3. The 1-shot ones of folds 0 and 1 were known
@@ -48,13 +48,13 @@ def frozen(realdata, tmp_path_factory):
                 + ["--shots", str(shots), "--out", str(out)]
             )
             assert code == 0
-            found[benchmark, fold, shots] = episodes.read_draws(out)[0]
+            found[benchmark, fold, shots] = lists.read_draws(out)[0]
     return found
 
 
 @pytest.mark.parametrize(("benchmark", "shots"), list(GOLDEN))
 def test_golden_lists(frozen, benchmark, shots):
-    hashes = [episodes.draws_sha(frozen[benchmark, fold, shots]) for fold in range(4)]
+    hashes = [lists.draws_sha(frozen[benchmark, fold, shots]) for fold in range(4)]
     assert hashes == GOLDEN[benchmark, shots].split()
 
 
@@ -81,14 +81,14 @@ def test_published_counts(realdata):
     assert sizes("pascal", "val", 4) == [346, 451, 725, 346]
     assert sizes("pascal", "trn", 4) == [2286, 3425, 5883, 2086]
     for split, classes in (("trn", 520), ("val", 240), ("test", 240)):
-        lists = published.read_lists(realdata / "splits", "fss", split=split, fold=0)
-        assert len(lists) == classes
-    assert min(lists) == 760 and sum(map(len, lists.values())) == 2400
+        images = published.read_lists(realdata / "splits", "fss", split=split, fold=0)
+        assert len(images) == classes
+    assert min(images) == 760 and sum(map(len, images.values())) == 2400
     for fold in range(4):
-        lists = published.read_lists(
+        images = published.read_lists(
             realdata / "splits", "coco", split="val", fold=fold
         )
-        assert list(lists) == list(range(fold, 80, 4))
+        assert list(images) == list(range(fold, 80, 4))
 
 
 def test_pascal_lists_are_sorted_pairs(realdata):
@@ -128,14 +128,14 @@ def test_published_names_fit_the_images_of_2017(realdata):
     here = {c: set(source.image_ids(c)) for c in range(80)}
     draws = []
     for fold in range(4):
-        lists = published.read_lists(
+        images = published.read_lists(
             realdata / "splits", "coco", split="val", fold=fold
         )
-        for class_id, names in lists.items():
+        for class_id, names in images.items():
             known = [n for n in names if n[-16:-4] in here[class_id]]
             if len(known) > 1:
                 draws.append(episodes.Draw((class_id,), known[0], ((known[1],),)))
-    fitted = episodes.check_draws(draws, source, classes=range(80), name="list")
+    fitted = lists.check_draws(draws, source, classes=range(80), name="list")
     assert len(fitted) > 20
     for draw, found in zip(draws, fitted, strict=True):
         assert found.query == draw.query[-16:-4] and found.class_ids == draw.class_ids
@@ -149,10 +149,10 @@ def test_coco_lists_were_filtered_and_painted(realdata):
     """
     listed: dict[str, set[int]] = {}
     for split, fold in [("val", f) for f in range(4)] + [("trn", 0), ("trn", 1)]:
-        lists = published.read_lists(
+        images = published.read_lists(
             realdata / "splits", "coco", split=split, fold=fold
         )
-        for class_id, names in lists.items():
+        for class_id, names in images.items():
             for name in names:
                 listed.setdefault(name[-16:-4], set()).add(class_id)
     wrong = dict.fromkeys([(o, n) for o in ("painted", "union") for n in (1, 2048)], 0)
