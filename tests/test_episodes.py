@@ -246,7 +246,7 @@ def test_a_failed_write_keeps_the_old_list(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(episodes.os, "replace", fail)
+    monkeypatch.setattr(lists.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         lists.write_draws(path, [Draw((1,), "c", (("d",),))], {})
     assert path.read_bytes() == before
