@@ -24,8 +24,8 @@ knows:
 
     (4) extent = (log(a + 0.001) + 3, 1), a the mean share of w+ over the shots whose
         cue says of most pixels what they are (mask, box)
-        without such a shot (log(a + 0.001) + 3, 0), a the share of 32 x 32 cells that
-        the cues touch together: how much of the object has been shown
+        without such a shot (log(a + 0.001) + 3, 0), a the mean share of 32 x 32 cells
+        that w+ touches: how much of the object a shot shows
         without a shot that marks anything (0, 0)
     (5) layout = mean of w+ over the same shots, at the prior grid
 
@@ -175,18 +175,21 @@ def extent(
     """Equation (4): how large the class is in the supports, and whether it is known.
 
     The first number runs from about -3.9 (one pixel) to 3 (the whole image). Where it
-    is not known, it says how much the cues touch: -3.2 (a click) to about 0 (strokes).
+    is not known, it says how much a cue touches: -3.2 (a click) to about 0 (strokes),
+    of many shots no more than of one, for a decoder may have been trained with one.
     """
     covered = cue_fg.mean(axis=(-2, -1))
-    counted = told(cue_fg, cue_bg, shot_valid) * share
-    shots = counted.sum(axis=2)
-    known = shots > 0
-    mean = (covered * counted).sum(axis=2) / jnp.where(known, shots, 1.0)
-    marked = ((cue_fg > 0) & shot_valid[..., None, None]).any(axis=2)
-    cells = images.area_average(marked, (_CELLS, _CELLS)) > 0
-    touched = cells.mean(axis=(-2, -1), dtype=mean.dtype)
-    size = jnp.log(jnp.where(known, mean, touched) + 1e-3) + 3
-    size = jnp.where(touched > 0, size, 0.0)
+    marking = shot_valid & (covered > 0)
+
+    def mean(values, counted):
+        weights = counted * share
+        total = weights.sum(axis=2)
+        return (values * weights).sum(axis=2) / jnp.where(total > 0, total, 1.0)
+
+    whole = told(cue_fg, cue_bg, shot_valid)
+    known = whole.any(axis=2)
+    shown = jnp.where(known, mean(covered, whole), mean(_touched(cue_fg), marking))
+    size = jnp.where(marking.any(axis=2), jnp.log(shown + 1e-3) + 3, 0.0)
     return jnp.stack([size, known.astype(size.dtype)], axis=-1)
 
 
@@ -204,6 +207,20 @@ def layout(
     # Summed before it is averaged over cells: the cues are never held as floats.
     covered = (cue_fg * counted[..., None, None]).sum(axis=2) / shots
     return images.area_average(covered, grid)
+
+
+def _touched(cue):
+    """Share of the cells that each cue [b n k h w] touches, [b n k]."""
+    shots = cue.shape[2]
+
+    def one(i):
+        cells = images.area_average(cue[:, :, i] > 0, (_CELLS, _CELLS))
+        return (cells > 0).mean(axis=(-2, -1), dtype=cells.dtype)
+
+    if not shots:
+        return jnp.zeros(cue.shape[:3])
+    # One at a time: the cues of many shots are never held as floats.
+    return jnp.moveaxis(jax.lax.map(one, jnp.arange(shots)), 0, 2)
 
 
 def _inner(features):

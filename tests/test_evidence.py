@@ -79,10 +79,12 @@ def test_extent_counts_the_shots_that_tell_it():
 
 
 def test_extent_of_clicks_is_how_many_cells_they_touch():
-    """Two clicks in one cell are as one; a second picture's click counts beside it."""
+    """Two in one cell are as one. Of more pictures the mean: a decoder that was trained
+    with one may see five, and five clicks' extent must be one click's.
+    """
     fg = np.zeros((1, 1, 2, 64, 64), bool)
     fg[0, 0, 0, :2, :2] = True  # one cell of 2 x 2 pixels
-    fg[0, 0, 1, 40, 40] = True
+    fg[0, 0, 1, 40, [0, 20, 40]] = True
 
     def size(*valid, cue=fg):
         shots, share = jnp.array(valid).reshape(1, 1, 2), jnp.ones((1, 1, 2))
@@ -91,6 +93,7 @@ def test_extent_of_clicks_is_how_many_cells_they_touch():
 
     for cells, found in (
         (1, size(True, False)),
+        (3, size(False, True)),
         (2, size(True, True)),
         (1, size(True, True, cue=fg[:, :, [0, 0]])),
     ):
