@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from diffup_jax import backbones
-from diffup_jax.backbones import catalogue, resnet, stores
+from diffup_jax.backbones import catalogue, hub, resnet
 from diffup_jax.types import DiffUpError
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -129,7 +129,7 @@ def test_default_weights_have_an_id_and_a_licence(name):
         packaged = importlib.resources.files(backbones) / recipe.packaged
         assert packaged.is_file()
     if recipe.hub:
-        assert stores._HUB_ID.fullmatch(recipe.hub)
+        assert hub.ID.fullmatch(recipe.hub)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -208,8 +208,8 @@ def test_importing_the_door_imports_no_family():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert set(json.loads(done.stdout.replace("'", '"'))) == {
-        "diffup_jax.backbones.recipe",
-        "diffup_jax.backbones.stores",
+        f"diffup_jax.backbones.{room}"
+        for room in ("backbone", "folders", "hub", "recipe", "stores")
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import backbones, weights
-from diffup_jax.backbones import resnet, stores
+from diffup_jax.backbones import folders, resnet, stores
 from diffup_jax.backbones.recipe import TextRecipe
 from diffup_jax.types import DiffUpError, Features, Level
 
@@ -94,19 +94,19 @@ def test_from_folder_wants_the_config_of_a_known_family(tmp_path):
 
 def test_a_folder_says_how_its_images_are_normalised(tmp_path):
     """Without the file the family's own constants; a strange file is told."""
-    assert stores.normalise(tmp_path) is None
+    assert folders.normalise(tmp_path) is None
     file = tmp_path / "preprocessor_config.json"
     file.write_text('{"image_mean": [0.4, 0.3, 0.2], "image_std": [0.2, 0.2, 0.3]}')
-    assert stores.normalise(tmp_path) == ((0.4, 0.3, 0.2), (0.2, 0.2, 0.3), False)
+    assert folders.normalise(tmp_path) == ((0.4, 0.3, 0.2), (0.2, 0.2, 0.3), False)
     file.write_text('{"do_normalize": false}')
-    assert stores.normalise(tmp_path) == ((0, 0, 0), (1, 1, 1), False)
+    assert folders.normalise(tmp_path) == ((0, 0, 0), (1, 1, 1), False)
     for content in ("{", "{}", '{"image_mean": 0.5, "image_std": 1}'):
         file.write_text(content)
         with pytest.raises(DiffUpError, match=r"preprocessor_config.*cannot be read"):
-            stores.normalise(tmp_path)
+            folders.normalise(tmp_path)
     file.write_text('{"do_normalize": false, "rescale_factor": 1}')
     with pytest.raises(DiffUpError, match=r"rescale_factor 1\.0.*expected 1/255"):
-        stores.normalise(tmp_path)
+        folders.normalise(tmp_path)
 
 
 def test_resnet_sizes_come_from_the_config():

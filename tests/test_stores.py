@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from diffup_jax import weights
+from diffup_jax.backbones import hub as hub_files
 from diffup_jax.backbones import stores
 from diffup_jax.types import DiffUpError
 
@@ -58,7 +59,7 @@ def _cached(hub, *names, revision="main"):
 
 
 def _locate(option, *, packaged=None, default=""):
-    return stores.locate("net", option, packaged=packaged, hub=default)
+    return stores.locate("net", option, packaged=packaged, default=default)
 
 
 def test_nothing_means_packaged_then_the_default_id(hub, tmp_path):
@@ -142,7 +143,7 @@ def test_an_endpoint_without_address_is_not_tried(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://nowhere.invalid")
-    monkeypatch.setattr(stores.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(hub_files.urllib.request, "getproxies", dict)
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("was tried")
     )
@@ -163,7 +164,7 @@ def test_downloads_ask_for_weights_and_what_lies_beside_them(hub, monkeypatch):
         return str(_cached(hub, file) / file)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(stores, "_reachable", lambda _: True)
+    monkeypatch.setattr(hub_files, "_reachable", lambda _: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     found = _locate(REPO)
     assert asked[0] == (REPO, "model.safetensors", None)
@@ -190,7 +191,7 @@ def test_refusals_are_told_apart(monkeypatch, error, told):
         raise kind.__new__(kind)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(stores, "_reachable", lambda _: True)
+    monkeypatch.setattr(hub_files, "_reachable", lambda _: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(DiffUpError, match=told):
         _locate(REPO)

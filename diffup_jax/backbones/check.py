@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffup_jax import backbones
-from diffup_jax.backbones import resnet, stores, vgg
+from diffup_jax.backbones import folders, resnet, stores, vgg
 from diffup_jax.types import DiffUpError
 
 # What float32 leaves between two libraries over a deep network; a wrong activation,
@@ -89,7 +89,7 @@ def _reference(name, backbone, source: stores.Source, pixels) -> dict[str, np.nd
     dilated = isinstance(variant, resnet.Variant) and any(variant.dilate)
     config = source.folder / "config.json"
     model_type = (
-        stores.config(source.folder).get("model_type") if config.is_file() else ""
+        folders.config(source.folder).get("model_type") if config.is_file() else ""
     )
     if model_type and not dilated:
         return _transformers(backbone, source.folder, pixels)

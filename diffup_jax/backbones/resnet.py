@@ -33,9 +33,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffup_jax.backbones import resnet_files
 from diffup_jax.backbones.recipe import IMAGENET, Recipe
 from diffup_jax.types import DiffUpError, Features, Level
-from diffup_jax.weights import Row, Table, oihw, same
+from diffup_jax.weights import Table
 
 # Statistics over a frozen network's own training set: the answer for one image cannot
 # depend on the others in its batch.
@@ -187,6 +188,15 @@ def levels(variant: Variant) -> tuple[Level, ...]:
     return tuple(found)
 
 
+def tables(variant: Variant) -> tuple[Table, ...]:
+    """The layouts a file of this variant may have (see `resnet_files`)."""
+    places = [
+        resnet_files.Place(stage, block, _module(stage, block), project)
+        for stage, block, project, _, _ in _blocks(variant)
+    ]
+    return resnet_files.tables(places, convolutions=3 if variant.bottleneck else 2)
+
+
 class ResNet(nn.Module):
     """Normalised images [b h w 3] to `Features`; `last` is the last block's output.
 
@@ -325,86 +335,3 @@ def _module(stage: int, block: int) -> str:
 
 def _pad(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return ((size, size), (size, size))
-
-
-# --- Conversion tables ----------------------------------------------------------------
-# One list of (our convolution, our norm, source names of both) per layout, generated
-# from the variant; every layout then differs in names only.
-
-
-def tables(variant: Variant) -> tuple[Table, ...]:
-    """The layouts a file of this variant may have, each with what it leaves unused.
-
-    `torchvision`: `layer3.5.conv2.weight`, head `fc.*`. `hugging face`: the keys of a
-    saved ResNetModel, or of a ResNetForImageClassification with its `resnet.` prefix
-    and head `classifier.*`.
-    """
-    inner = _rows(variant, _hugging_face_names(variant))
-    prefixed = tuple(row._replace(source="resnet." + row.source) for row in inner)
-    counters = (r".*num_batches_tracked",)
-    return (
-        Table(
-            "torchvision",
-            _rows(variant, _torchvision_names(variant)),
-            (r"fc\..*", *counters),
-        ),
-        Table("hugging face", inner, counters),
-        Table("hugging face, classifier", prefixed, (r"classifier\..*", *counters)),
-    )
-
-
-def _rows(variant: Variant, names: list[tuple[str, str]]) -> tuple[Row, ...]:
-    rows = []
-    for (ours_conv, ours_norm), (their_conv, their_norm) in zip(
-        _our_names(variant), names, strict=True
-    ):
-        rows.append(Row(f"{their_conv}.weight", f"params/{ours_conv}/kernel", oihw))
-        for theirs, collection, leaf in (
-            ("weight", "params", "scale"),
-            ("bias", "params", "bias"),
-            ("running_mean", "batch_stats", "mean"),
-            ("running_var", "batch_stats", "var"),
-        ):
-            rows.append(
-                Row(f"{their_norm}.{theirs}", f"{collection}/{ours_norm}/{leaf}", same)
-            )
-    return tuple(rows)
-
-
-def _our_names(variant: Variant) -> list[tuple[str, str]]:
-    pairs = [("stem_conv", "stem_norm")]
-    for stage, block, project, _, _ in _blocks(variant):
-        root = _module(stage, block)
-        for i in range(1, _depth(variant) + 1):
-            pairs.append((f"{root}/conv{i}", f"{root}/norm{i}"))
-        if project:
-            pairs.append((f"{root}/shortcut_conv", f"{root}/shortcut_norm"))
-    return pairs
-
-
-def _torchvision_names(variant: Variant) -> list[tuple[str, str]]:
-    pairs = [("conv1", "bn1")]
-    for stage, block, project, _, _ in _blocks(variant):
-        root = f"layer{stage}.{block}"
-        for i in range(1, _depth(variant) + 1):
-            pairs.append((f"{root}.conv{i}", f"{root}.bn{i}"))
-        if project:
-            pairs.append((f"{root}.downsample.0", f"{root}.downsample.1"))
-    return pairs
-
-
-def _hugging_face_names(variant: Variant) -> list[tuple[str, str]]:
-    def pair(root: str) -> tuple[str, str]:
-        return f"{root}.convolution", f"{root}.normalization"
-
-    pairs = [pair("embedder.embedder")]
-    for stage, block, project, _, _ in _blocks(variant):
-        root = f"encoder.stages.{stage - 1}.layers.{block}"
-        pairs += [pair(f"{root}.layer.{i}") for i in range(_depth(variant))]
-        if project:
-            pairs.append(pair(f"{root}.shortcut"))
-    return pairs
-
-
-def _depth(variant: Variant) -> int:
-    return 3 if variant.bottleneck else 2

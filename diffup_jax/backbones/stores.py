@@ -20,12 +20,8 @@ of change.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,20 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffup_jax import weights as weight_files
-from diffup_jax.backbones.recipe import Normalise
+from diffup_jax.backbones import folders, hub
 from diffup_jax.types import DiffUpError
 
-_HUB_ID = re.compile(
-    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?"
-)
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-# Small files of a Hugging Face repository that `check` and tokenizers read.
-_BESIDE = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "vocab.json", "merges.txt"),
-    *("preprocessor_config.json", "open_clip_config.json"),
-)
 # Smaller sources are converted in less time than a store would save.
 _WORTH_KEEPING = 16 << 20
 
@@ -71,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def locate(
-    name: str, weights: str | os.PathLike | None, *, packaged: Path | None, hub: str
+    name: str, weights: str | os.PathLike | None, *, packaged: Path | None, default: str
 ) -> Source:
     """The files that the option `weights` means for the backbone `name`.
 
@@ -81,18 +66,18 @@ def locate(
     if not weights:
         if packaged is not None:
             return Source((packaged,), "packaged", packaged.parent)
-        if not hub:
+        if not default:
             raise DiffUpError(
                 f"Backbone {name!r} has no weights packaged with it and no default "
                 f"id, and the option for a file is empty ({weights!r}). "
                 f"{weight_files.PROVIDE}"
             )
-        return _from_hub(hub, command=f"diffup backbones fetch {name}")
+        return _from_hub(default, command=f"diffup backbones fetch {name}")
     text = os.path.expandvars(os.fspath(weights))
     path = Path(text).expanduser()
     if path.is_dir():
-        return Source(_in_folder(path), text, path)
-    hub_id = _HUB_ID.fullmatch(text)
+        return Source(folders.files(path), text, path)
+    hub_id = hub.ID.fullmatch(text)
     file = path.suffix in weight_files.READABLE or path.is_absolute()
     if path.exists() or (file and not (hub_id and hub_id["file"])):
         return Source((path,), text, path.parent)  # reading tells what is wrong
@@ -118,58 +103,6 @@ def read(source: Source) -> dict[str, np.ndarray]:
             )
         found |= arrays
     return found
-
-
-def config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder. Raises DiffUpError when there is none to read."""
-    file = folder / "config.json"
-    if not folder.is_dir():
-        raise DiffUpError(
-            f"No folder at {str(folder)!r}; expected one with config.json and "
-            "safetensors, as Hugging Face's save_pretrained writes it."
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DiffUpError(
-            f"{str(file)!r} cannot be read: {error}. The folder needs the config.json "
-            "of its network; without one, name the network: backbones.get(NAME, "
-            f"weights={str(folder)!r})."
-        ) from error
-    if not isinstance(found, dict):
-        raise DiffUpError(f"{str(file)!r} is not the config.json of a network.")
-    return found
-
-
-def normalise(folder: Path) -> Normalise | None:
-    """What preprocessor_config.json does to an image in [0, 1]; None without the file.
-
-    Raises DiffUpError when it cannot be read, or scales otherwise than by 1/255.
-    """
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        scale = float(found.get("rescale_factor", 1 / 255))
-        plain = not found.get("do_normalize", True)
-        mean, std = ((0.0,) * 3, (1.0,) * 3)
-        if not plain:
-            mean, std = (
-                tuple(float(x) for x in found[key])
-                for key in ("image_mean", "image_std")
-            )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DiffUpError(
-            f"{str(file)!r} cannot be read ({type(error).__name__}: {error}); expected "
-            "image_mean and image_std, three numbers each. Correct or remove it."
-        ) from error
-    if abs(scale * 255 - 1) > 1e-6 or len(mean) != 3 or len(std) != 3:
-        raise DiffUpError(
-            f"{str(file)!r} asks for rescale_factor {scale}, image_mean {mean} and "
-            f"image_std {std}; expected 1/255 and three channels. Correct or remove it."
-        )
-    return Normalise(mean, std, bgr=False)
 
 
 def converted(
@@ -227,134 +160,9 @@ def converter(sizes: str) -> str:
     return state.hexdigest()[:16]
 
 
-def _in_folder(folder: Path) -> tuple[Path, ...]:
-    if (folder / _SINGLE).is_file():
-        return (folder / _SINGLE,)
-    if (folder / _INDEX).is_file():
-        return tuple(folder / shard for shard in _shards(folder / _INDEX))
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return (found[0],)
-    there = ", ".join(f.name for f in found) if found else "no .safetensors file"
-    raise DiffUpError(
-        f"The folder {str(folder)!r} holds {there}; expected {_SINGLE}, or shards with "
-        f"{_INDEX}, or exactly one .safetensors file. Name the file itself, or "
-        "save the network with save_pretrained."
-    )
-
-
-def _shards(index: Path) -> tuple[str, ...]:
-    """File names in an index, in order."""
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        plain = sorted(set(names))
-        if not plain or any(Path(name).name != name for name in plain):
-            raise ValueError(f"its weight_map names {plain[:3]}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DiffUpError(
-            f"{str(index)!r} cannot be read as an index of shards: {error}. Fetch the "
-            "folder again."
-        ) from error
-    return tuple(plain)
-
-
-# --- Hugging Face ---------------------------------------------------------------------
-
-
-def _from_hub(hub: str, *, command: str) -> Source:
-    match = _HUB_ID.fullmatch(hub)
-    repo, revision, file = match["repo"], match["revision"], match["file"]
-    known = (file,) if file else (_SINGLE, _INDEX)
-    new = not any(isinstance(_in_cache(repo, revision, x), Path) for x in known)
-    first = _hub_file(repo, revision, known[0], command=command)
-    if first is not None:
-        files = (first,)
-    elif file is None and (index := _hub_file(repo, revision, _INDEX, command=command)):
-        files = tuple(
-            _hub_file(repo, revision, shard, command=command)
-            for shard in _shards(index)
-        )
-    else:
-        files = ()
-    if not files or None in files:
-        raise DiffUpError(
-            f"The Hugging Face repository {hub!r} has no {file or _SINGLE}; only "
-            "safetensors are read from there. Name a file or a revision that has it "
-            "(org/name@refs/pr/1, org/name:file), or give a local file."
-        )
-    for beside in _BESIDE if new else ():
-        _hub_file(repo, revision, beside, command=command)
-    return Source(files, hub, files[0].parent)
-
-
-def _hub_file(
-    repo: str, revision: str | None, file: str, *, command: str
-) -> Path | None:
-    """The file in huggingface_hub's cache, downloaded if need be; None when the
-    repository has no such file.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    there = _in_cache(repo, revision, file)
-    if there is not None:
-        return there if isinstance(there, Path) else None
-    try:
-        if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
-            raise OSError(f"{constants.ENDPOINT} has no address here")
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-    except errors.LocalEntryNotFoundError as error:
-        reason = error
-    except errors.EntryNotFoundError:
-        return None
-    except errors.GatedRepoError as error:
-        raise DiffUpError(
-            f"The weights {repo!r} are given only to those who accepted their licence: "
-            f"do so at {constants.ENDPOINT}/{repo}, log in with 'hf auth login', "
-            f"then: {command}"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise DiffUpError(
-            f"Hugging Face has no {repo!r}{f' at {revision!r}' if revision else ''}, "
-            "and there is no local file or folder of that name. " + weight_files.PROVIDE
-        ) from error
-    except OSError as error:  # no network, a broken one, a full disk
-        reason = error
-    if file in _BESIDE:
-        return None  # useful, not needed
-    raise DiffUpError(
-        f"The weights {repo!r} ({file}) are not in the cache "
-        f"{constants.HF_HUB_CACHE!r} and cannot be downloaded "
-        f"({str(reason).splitlines()[0] if str(reason) else type(reason).__name__}). "
-        f"Where there is a network, run: {command}\nHF_HOME or HF_HUB_CACHE name "
-        f"another cache folder. {weight_files.PROVIDE}"
-    ) from reason
-
-
-def _in_cache(repo: str, revision: str | None, file: str) -> Path | bool | None:
-    """The file in the cache; False = the repository is known not to have it."""
-    import huggingface_hub
-
-    there = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
-    if isinstance(there, str):
-        return Path(there)
-    return None if there is None else False
-
-
-def _reachable(endpoint: str) -> bool:
-    """False when the endpoint cannot even be looked up; its library would try for 20
-    seconds. Behind a proxy nothing can be said from here.
-    """
-    if urllib.request.getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
-    except OSError:
-        return False
-    return True
-
-
-# --- Keys of the store ----------------------------------------------------------------
+def _from_hub(name: str, *, command: str) -> Source:
+    files = hub.files(name, command=command)
+    return Source(files, name, files[0].parent)
 
 
 def _content(files: tuple[Path, ...], folder: Path) -> str:
