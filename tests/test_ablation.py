@@ -43,13 +43,18 @@ def test_a_misspelt_setting_is_refused():
 
 def test_a_decoder_is_known_by_what_trained_it(tmp_path, monkeypatch):
     """--score changes no training; other training data are another decoder."""
-    asked = []
+    trained, scored = [], []
 
-    def scored(options, settings, asking, *, decoder):
-        asked.append((settings.data.points, asking.data.points, decoder.name))
+    def decoder(options, settings, file):
+        trained.append((settings.data.points, file.name))
         return {}
 
-    monkeypatch.setattr(ablation, "_scored", scored)
+    def scores(options, asking, params):
+        scored.append(asking.data.points)
+        return {}
+
+    monkeypatch.setattr(ablation, "_decoder", decoder)
+    monkeypatch.setattr(ablation, "_scored", scores)
     asking = {"episodes": 4, "cue": "point", "shots": 1, "drawn": 0, "swap": ""}
     options = argparse.Namespace(
         config="configs/garments.py", on="novel", kept=6, out=tmp_path, **asking
@@ -61,8 +66,9 @@ def test_a_decoder_is_known_by_what_trained_it(tmp_path, monkeypatch):
     ):
         options.score = score
         ablation.result(options, changes, fold=0, seed=0)
-    (a, b, name), (c, d, same), (e, f, other) = asked
-    assert (a, b, c, d, e, f) == (20, 20, 20, 3, 3, 3)
+    (a, name), (b, same), (c, other) = trained
+    assert (a, b, c) == (20, 20, 3)
+    assert scored == [20, 3, 3]
     assert name == same != other
     assert len(list(tmp_path.glob("*.json"))) == 3
 

@@ -136,35 +136,38 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     file = options.out / f"{name}-{trials.key_of(asked)}.json"
     if not file.exists():
         decoder = options.out / "decoders" / f"{name}.npz"
-        found = _scored(options, settings, asking, decoder=decoder)
+        found = _scored(options, asking, _decoder(options, settings, decoder))
         aside = file.with_suffix(".aside")
         aside.write_text(json.dumps({**found, "asked": asked, "learnt": learnt}))
         os.replace(aside, file)
     return json.loads(file.read_text())
 
 
-def _scored(options, settings, asking, *, decoder: Path) -> dict[str, Any]:
-    """Trained by `settings` where `decoder` is missing, scored by `asking`."""
-    backbone = setup.make_backbone(settings)
-    own = setup.make_method(settings, backbone)
-    shots = options.drawn or options.shots
-    place = trials.open_place(settings, options.on, shots=shots, count=options.episodes)
-    place = trials.first_shots(place, options.shots)
-    folder = options.out / "cache"
-    if decoder.exists():
-        cache = rows = None
-    else:
+def _decoder(options, settings, file: Path) -> dict[str, Any]:
+    """What `settings` train, read from `file` where they did before."""
+    method = setup.make_method(settings, setup.make_backbone(settings))
+    cache = rows = None
+    if not file.exists():
+        place = trials.open_place(settings, options.on, shots=1, count=options.episodes)
         cache, rows = trials.train_rows(
-            settings, place, own, count=options.kept, folder=folder
+            settings, place, method, count=options.kept, folder=options.out / "cache"
         )
-    params = trials.trained(settings, own, cache, rows, file=decoder)
+    return trials.trained(settings, method, cache, rows, file=file)
+
+
+def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:
+    """The decoder on the episodes that `asking` names."""
+    shots = options.drawn or options.shots
+    place = trials.open_place(asking, options.on, shots=shots, count=options.episodes)
+    place = trials.first_shots(place, options.shots)
     if options.swap:
         network, _, weights = options.swap.partition("=")
         other = type(asking.backbone)(name=network, weights=weights)
         asking = dataclasses.replace(asking, backbone=other)
-        backbone = setup.make_backbone(asking)
-    method = setup.make_method(asking, backbone)
-    tested = trials.test_cache(asking, place, method, cue=options.cue, folder=folder)
+    method = setup.make_method(asking, setup.make_backbone(asking))
+    tested = trials.test_cache(
+        asking, place, method, cue=options.cue, folder=options.out / "cache"
+    )
     found = trials.scored(asking, place, method, params, tested)
     scores = found.scores
     return {
