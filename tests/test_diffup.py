@@ -239,7 +239,7 @@ def test_ignored_pixels_do_not_reach_the_loss(params):
 SMALLEST = (
     *("resnet18", "resnet50_os8", "vgg16", "squeezenet1_1", "vit_s16", "dinov2_s14"),
     *("dinov3_s16", "swin_t", "convnextv2_atto", "clip_b32", "clip_rn50"),
-    "siglip2_b16_224",
+    *("efficientnet_lite0", "siglip2_b16_224"),
 )
 
 

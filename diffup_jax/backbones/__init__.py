@@ -50,7 +50,7 @@ __all__ = [
 
 _FAMILIES = (
     *("resnet", "vgg", "squeezenet", "vit", "dinov2", "dinov3", "swin", "convnext"),
-    *("clip", "clip_resnet", "siglip"),
+    *("efficientnet", "clip", "clip_resnet", "siglip"),
 )
 # Untrained weights are named by the word alone, so they must be the same every time.
 _RANDOM_SEED = 0

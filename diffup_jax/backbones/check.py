@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffup_jax import backbones
-from diffup_jax.backbones import folders, resnet, stores, vgg
+from diffup_jax.backbones import efficientnet, folders, resnet, stores, vgg
 from diffup_jax.types import DiffUpError
 
 # What float32 leaves between two libraries over a deep network; a wrong activation,
@@ -85,7 +85,7 @@ def _error(got: Any, want: np.ndarray) -> float:
 
 def _reference(name, backbone, source: stores.Source, pixels) -> dict[str, np.ndarray]:
     variant = getattr(backbone.module, "variant", None)
-    own = isinstance(variant, resnet.Variant | vgg.Variant)
+    own = isinstance(variant, resnet.Variant | vgg.Variant | efficientnet.Variant)
     dilated = isinstance(variant, resnet.Variant) and any(variant.dilate)
     config = source.folder / "config.json"
     model_type = (
@@ -103,17 +103,17 @@ def _reference(name, backbone, source: stores.Source, pixels) -> dict[str, np.nd
 
 
 def _plain(name, variant, source, pixels) -> dict[str, np.ndarray]:
-    """Through torchvision's names, whatever the file's own are."""
+    """Through the reference's names, whatever the file's own are."""
     import torch
 
     from diffup_jax import weights as weight_files
     from diffup_jax.backbones import torch_reference
 
-    family, model = (
-        (resnet, torch_reference.ResNet)
-        if isinstance(variant, resnet.Variant)
-        else (vgg, torch_reference.VGG)
-    )
+    family, model = {
+        resnet.Variant: (resnet, torch_reference.ResNet),
+        vgg.Variant: (vgg, torch_reference.VGG),
+        efficientnet.Variant: (efficientnet, torch_reference.EfficientNetLite),
+    }[type(variant)]
     arrays = stores.read(source)
     tables = family.tables(variant)
     like = backbones.shapes(backbones.recipe(name))["image"]
