@@ -109,9 +109,8 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
     return Recipe(
         module=EfficientNetLite(variant, dtype=dtype),
         levels=levels(variant),
-        prior_levels=tuple(
-            _level(stage, variant.depths[stage - 1] - 1) for stage in (5, 6, 7)
-        ),
+        # Chosen on base classes of training photographs: docs/results.md.
+        prior_levels=tuple(_level(6, variant.depths[5] - back) for back in (2, 1)),
         normalise=HALF,
         tables=tables(variant),
         packaged="",
