@@ -131,6 +131,21 @@ def test_check_compares_a_torchvision_file_at_every_level(torch, tmp_path, capsy
         assert level.name in told
 
 
+def test_check_compares_efficientnet_lite(torch, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from diffup_jax.backbones import efficientnet, torch_reference
+
+    torch.manual_seed(0)
+    variant = efficientnet.VARIANTS["efficientnet_lite0"]
+    file = tmp_path / "lite0.safetensors"
+    save_file(torch_reference.EfficientNetLite(variant).state_dict(), file)
+    assert _run("check", "efficientnet_lite0", "--weights", str(file)) == 0
+    told = capsys.readouterr().out
+    for level in ("stage1.block0", "stage6.block3", "head", "agrees: largest"):
+        assert level in told
+
+
 def test_check_finds_a_difference(torch, tmp_path, capsys, monkeypatch):
     from diffup_jax.backbones import resnet
 
