@@ -26,6 +26,12 @@ TOLERANCE = 1e-4
 # than its window (12 cells of 32 pixels).
 _SIZE = (384, 416)
 _TEXTS = ("a photo of a cat", "a dog", "two people on a bicycle")
+# Variants with a reference in torch_reference, whose import needs torch: family, class.
+_OWN = {
+    resnet.Variant: (resnet, "ResNet"),
+    vgg.Variant: (vgg, "VGG"),
+    efficientnet.Variant: (efficientnet, "EfficientNetLite"),
+}
 
 
 def compare(name: str, *, weights: str | None) -> tuple[backbones.Backbone, dict]:
@@ -85,7 +91,7 @@ def _error(got: Any, want: np.ndarray) -> float:
 
 def _reference(name, backbone, source: stores.Source, pixels) -> dict[str, np.ndarray]:
     variant = getattr(backbone.module, "variant", None)
-    own = isinstance(variant, resnet.Variant | vgg.Variant | efficientnet.Variant)
+    own = type(variant) in _OWN
     dilated = isinstance(variant, resnet.Variant) and any(variant.dilate)
     config = source.folder / "config.json"
     model_type = (
@@ -109,11 +115,7 @@ def _plain(name, variant, source, pixels) -> dict[str, np.ndarray]:
     from diffup_jax import weights as weight_files
     from diffup_jax.backbones import torch_reference
 
-    family, model = {
-        resnet.Variant: (resnet, torch_reference.ResNet),
-        vgg.Variant: (vgg, torch_reference.VGG),
-        efficientnet.Variant: (efficientnet, torch_reference.EfficientNetLite),
-    }[type(variant)]
+    family, model = _OWN[type(variant)]
     arrays = stores.read(source)
     tables = family.tables(variant)
     like = backbones.shapes(backbones.recipe(name))["image"]
@@ -125,7 +127,7 @@ def _plain(name, variant, source, pixels) -> dict[str, np.ndarray]:
         )
     theirs = {row.target: row.source for row in tables[0].rows}
     state = {theirs[row.target]: arrays[row.source] for row in table.rows}
-    network = model(variant).eval()
+    network = getattr(torch_reference, model)(variant).eval()
     missing, strange = network.load_state_dict(
         {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()},
         strict=False,

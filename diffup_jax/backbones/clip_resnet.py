@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax.backbones import clip, clip_files, towers
-from diffup_jax.backbones.recipe import Recipe, TextRecipe, check_size
+from diffup_jax.backbones.recipe import Recipe, TextRecipe, batch_norm, check_size
 from diffup_jax.backbones.resnet import FROZEN_NORM
 from diffup_jax.backbones.towers import unit
 from diffup_jax.backbones.transformer import resize_positions
@@ -317,14 +317,7 @@ def vision_tables(variant: Variant) -> tuple[Table, ...]:
 
     def convolution(source: str, norm: str, ours: str, ours_norm: str):
         rows.append(Row(f"visual.{source}.weight", f"params/{ours}/kernel", oihw))
-        for theirs, collection, leaf in (
-            ("weight", "params", "scale"),
-            ("bias", "params", "bias"),
-            ("running_mean", "batch_stats", "mean"),
-            ("running_var", "batch_stats", "var"),
-        ):
-            target = f"{collection}/{ours_norm}/{leaf}"
-            rows.append(Row(f"visual.{norm}.{theirs}", target, same))
+        rows.extend(batch_norm(f"visual.{norm}", ours_norm))
 
     for i in range(3):
         convolution(f"conv{i + 1}", f"bn{i + 1}", f"stem_conv_{i}", f"stem_norm_{i}")

@@ -3,8 +3,8 @@ linen module and a table of variants.
 
     y = x' + norm(project(act(norm(depthwise(act(norm(expand(x)))))))
 
-where x' is x where shapes agree and absent where they do not; the first stage does not
-expand. `expand` and `project` are 1x1, six times the channels and back. Against
+where x' is x, and absent at stride 2 or where the channels change; the first stage does
+not expand. `expand` and `project` are 1x1, six times the channels and back. Against
 EfficientNet the Lite ones have ReLU6 for swish and no squeeze-and-excitation, and their
 stem, head, first and last stage are the same in all sizes.
 
@@ -27,9 +27,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffup_jax.backbones.recipe import HALF, Recipe
+from diffup_jax.backbones.recipe import HALF, Recipe, batch_norm
 from diffup_jax.types import Features, Level
-from diffup_jax.weights import Row, Table, oihw, same
+from diffup_jax.weights import Row, Table, oihw
 
 _NORM = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-3)
 _STEM, _HEAD = 32, 1280
@@ -191,7 +191,8 @@ class _Block(nn.Module):
         y = nn.relu6(self.norm(name="depthwise_norm")(y))
         y = self.conv(self.width, (1, 1), name="project_conv")(y)
         y = self.norm(name="project_norm")(y)
-        return x + y if x.shape == y.shape else y
+        shortcut = self.stride == 1 and x.shape[-1] == self.width
+        return x + y if shortcut else y
 
 
 def _blocks(variant: Variant) -> list[tuple[int, int]]:
@@ -232,14 +233,7 @@ def _rows(names: list[tuple[str, str, str]]) -> tuple[Row, ...]:
     rows = []
     for ours, conv, norm in names:
         rows.append(Row(f"{conv}.weight", f"params/{ours}_conv/kernel", oihw))
-        for theirs, collection, leaf in (
-            ("weight", "params", "scale"),
-            ("bias", "params", "bias"),
-            ("running_mean", "batch_stats", "mean"),
-            ("running_var", "batch_stats", "var"),
-        ):
-            target = f"{collection}/{ours}_norm/{leaf}"
-            rows.append(Row(f"{norm}.{theirs}", target, same))
+        rows += batch_norm(norm, f"{ours}_norm")
     return tuple(rows)
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffup_jax.types import DiffUpError, Level
-from diffup_jax.weights import Table
+from diffup_jax.weights import Row, Table, same
 
 # What a network may compute in, by name; its parameters stay float32.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -100,6 +100,19 @@ def check_size(shape: tuple[int, ...], *, multiple: int, what: str) -> None:
             f"patches, so both must be multiples of {multiple}. Nearest sizes: "
             f"{_nearest(height, multiple)} x {_nearest(width, multiple)}."
         )
+
+
+def batch_norm(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of a batch norm by torch's names, `theirs` in the file, `ours` here."""
+    return tuple(
+        Row(f"{theirs}.{source}", f"{collection}/{ours}/{leaf}", same)
+        for source, collection, leaf in (
+            ("weight", "params", "scale"),
+            ("bias", "params", "bias"),
+            ("running_mean", "batch_stats", "mean"),
+            ("running_var", "batch_stats", "var"),
+        )
+    )
 
 
 def dtype_of(name: Any) -> Any:

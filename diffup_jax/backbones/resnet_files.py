@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from diffup_jax.weights import Row, Table, oihw, same
+from diffup_jax.backbones.recipe import batch_norm
+from diffup_jax.weights import Row, Table, oihw
 
 
 class Place(NamedTuple):
@@ -54,15 +55,7 @@ def _rows(
         ours, theirs, strict=True
     ):
         rows.append(Row(f"{their_conv}.weight", f"params/{our_conv}/kernel", oihw))
-        for source, collection, leaf in (
-            ("weight", "params", "scale"),
-            ("bias", "params", "bias"),
-            ("running_mean", "batch_stats", "mean"),
-            ("running_var", "batch_stats", "var"),
-        ):
-            rows.append(
-                Row(f"{their_norm}.{source}", f"{collection}/{our_norm}/{leaf}", same)
-            )
+        rows += batch_norm(their_norm, our_norm)
     return tuple(rows)
 
 

@@ -179,11 +179,12 @@ class _Separable(nn.Module):
         self.conv_dw = _Same(inner, inner, kernel, stride, groups=inner)
         self.bn1, self.bn2 = _norm(inner), _norm(outer)
         self.conv_pw = _Same(inner, outer, 1, 1)
+        self.skip = stride == 1 and inner == outer
 
     def forward(self, x):
         y = functional.relu6(self.bn1(self.conv_dw(x)))
         y = self.bn2(self.conv_pw(y))
-        return x + y if x.shape == y.shape else y
+        return x + y if self.skip else y
 
 
 class _Inverted(nn.Module):
@@ -194,12 +195,13 @@ class _Inverted(nn.Module):
         self.conv_dw = _Same(wide, wide, kernel, stride, groups=wide)
         self.bn2 = _norm(wide)
         self.conv_pwl, self.bn3 = _Same(wide, outer, 1, 1), _norm(outer)
+        self.skip = stride == 1 and inner == outer
 
     def forward(self, x):
         y = functional.relu6(self.bn1(self.conv_pw(x)))
         y = functional.relu6(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(y))
-        return x + y if x.shape == y.shape else y
+        return x + y if self.skip else y
 
 
 def _norm(width: int) -> nn.BatchNorm2d:

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffup_jax.backbones.recipe import IMAGENET, Recipe
+from diffup_jax.backbones.recipe import IMAGENET, Recipe, batch_norm
 from diffup_jax.types import Features, Level
 from diffup_jax.weights import Row, Table, oihw, same
 
@@ -155,15 +155,7 @@ def tables(variant: Variant) -> tuple[Table, ...]:
         rows.append(Row(f"{theirs}.weight", f"params/{root}_conv/kernel", oihw))
         rows.append(Row(f"{theirs}.bias", f"params/{root}_conv/bias", same))
         if variant.norm:
-            theirs = f"features.{index + 1}"
-            for leaf, collection, ours in (
-                ("weight", "params", "scale"),
-                ("bias", "params", "bias"),
-                ("running_mean", "batch_stats", "mean"),
-                ("running_var", "batch_stats", "var"),
-            ):
-                target = f"{collection}/{root}_norm/{ours}"
-                rows.append(Row(f"{theirs}.{leaf}", target, same))
+            rows += batch_norm(f"features.{index + 1}", f"{root}_norm")
         index += 3 if variant.norm else 2
     heads = (r"classifier\..*", r"pre_logits\..*", r"head\..*")
     return (Table("torchvision", tuple(rows), (*heads, r".*num_batches_tracked")),)

@@ -145,9 +145,9 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
 
 def _decoder(options, settings, file: Path) -> dict[str, Any]:
     """What `settings` train, read from `file` where they did before."""
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    cache = rows = None
+    method = cache = rows = None
     if not file.exists():
+        method = setup.make_method(settings, setup.make_backbone(settings))
         place = trials.open_place(settings, options.on, shots=1, count=options.episodes)
         cache, rows = trials.train_rows(
             settings, place, method, count=options.kept, folder=options.out / "cache"
