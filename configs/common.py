@@ -161,6 +161,9 @@ def get_config() -> ConfigDict:
                 "prior_cache": 0,
                 # Where they are kept, for several runs; "" = WORKDIR/prior_cache.
                 "prior_cache_dir": "",
+                # Further frozen backbones, which the steps take in turn with
+                # config.backbone so that a swap costs less, see `over` below.
+                "also_over": {},
                 # True on clusters of several hosts: jax.distributed.initialize().
                 "multi_host": False,
             },
@@ -187,6 +190,19 @@ def get_config() -> ConfigDict:
             },
         }
     )
+
+
+def over(
+    weights: str = "",
+    *,
+    levels: tuple[str, ...] = (),
+    scales: tuple[float, ...] = (1.0,),
+) -> ConfigDict:
+    """A further backbone: `config.train.also_over.NAME = over(...)`.
+
+    weights as config.backbone.weights; levels and scales as those of config.prior.
+    """
+    return ConfigDict({"weights": weights, "levels": levels, "scales": scales})
 
 
 def with_fold(config: ConfigDict, fold: str | None) -> ConfigDict:

@@ -106,14 +106,23 @@ class Log:
                 facts["val mIoU"] = f"{self._val:.1f}"
             bar.set_postfix(facts, refresh=False)
 
-    def validation(self, step: int, score: dict[str, float], bar: tqdm) -> None:
-        """Records "val_miou" and "val_prior_miou" of a step."""
-        self._val = score["val_miou"]
-        self._record(step, score)
+    def validation(
+        self, step: int, score: dict[str, float], bar: tqdm, *, over: str = ""
+    ) -> None:
+        """Records "val_miou" and "val_prior_miou" of a step.
+
+        over: the further backbone they are of, which is part of their names then.
+        """
+        if over:
+            named = {f"{name}_{over}": value for name, value in score.items()}
+        else:
+            named, self._val = score, score["val_miou"]
+        self._record(step, named)
         if self._lead:
+            where = f", over {over}" if over else ""
             bar.write(
-                f"step {step}: validation on base classes, held-out images: mIoU "
-                f"{score['val_miou']:.1f}, prior at best threshold "
+                f"step {step}: validation on base classes, held-out images{where}: "
+                f"mIoU {score['val_miou']:.1f}, prior at best threshold "
                 f"{score['val_prior_miou']:.1f}"
             )
 

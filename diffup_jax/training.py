@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from diffup_jax import checkpoint, evaluation, training_data
+from diffup_jax import checkpoint, evaluation, training_data, turns
 from diffup_jax import settings as setup
 from diffup_jax.data import cues, pipeline, protocols, sources
 from diffup_jax.methods import Method
@@ -60,7 +60,7 @@ def train(config: Any, workdir: str) -> TrainState:
             "with eval.py. Use --config.method=diffup."
         )
     options = settings.train
-    setup.require_text(settings, options.cues)
+    turns.require_text(settings)
     if options.multi_host:
         jax.distributed.initialize()
     devices = jax.device_count()
@@ -82,28 +82,27 @@ def train(config: Any, workdir: str) -> TrainState:
     )
 
     # Model and state. A folder with another run is refused before anything is built.
-    backbone = setup.make_backbone(settings)
-    text = setup.make_text(
-        settings, backbone, source.class_names, cues_asked=options.cues
-    )
-    method = setup.make_method(settings, backbone, text=text)
-    facts = setup.plain(settings)
-    facts["backbone"]["digest"] = backbone.digest  # weights may move, not change
+    over = turns.open_turns(settings, source.class_names)
+    facts = turns.facts(over)
     done = checkpoint.latest_step(workdir)
     if done is not None:
         _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
-    state, frozen = init_state(method, tx, settings, mesh)
-    loss = method.loss
+    state, frozen = init_state(over[0].method, tx, settings, mesh)
+    frozen = [frozen, *(turns.frozen(turn, mesh) for turn in over[1:])]
+    losses = [turn.method.loss for turn in over]
     workers = settings.data.workers
     if options.prior_cache:
-        loss, workers = method.loss_prepared, 0
-        dataset = training_data.cached_batches(
-            settings, method, frozen, mesh, training, base, workdir=workdir
+        losses, workers = [turn.method.loss_prepared for turn in over], 0
+        dataset = turns.cached_batches(
+            over, frozen, mesh, training, base, workdir=workdir
         )
     batches = pipeline.iterate(dataset, workers=workers)
-    step = make_step(loss, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
+    steps = [
+        make_step(loss, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
+        for loss in losses
+    ]
 
     # Restore: the newest complete checkpoint of this very run, if there is one.
     if done is not None:
@@ -122,10 +121,10 @@ def train(config: Any, workdir: str) -> TrainState:
         batch_size=options.batch_size,
         log_every=options.log_every,
     )
-    log.say(_summary(settings, backbone, text, state, training, base, first))
+    log.say(_summary(settings, over, state, training, base, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
-    predict = jax.jit(method.predict)
+    predict = [jax.jit(turn.method.predict) for turn in over]
     late: tuple[int, Any] | None = None
     try:
         with log.progress() as bar:
@@ -133,7 +132,8 @@ def train(config: Any, workdir: str) -> TrainState:
                 episode = training_data.place(next(batches), mesh)
                 for message in batches.news():
                     bar.write(f"damaged, another episode takes its place: {message}")
-                state, metrics = step(state, frozen, episode)
+                turn = (number - 1) % len(over)
+                state, metrics = steps[turn](state, frozen[turn], episode)
                 if late is not None:
                     log.metrics(*late, bar)
                 late = (number, metrics)
@@ -144,14 +144,15 @@ def train(config: Any, workdir: str) -> TrainState:
                     log.metrics(*late, bar)  # never save a spoilt state
                     late = None
                 if validating:
-                    score = _validate(
-                        predict,
-                        {**frozen, **state.average},
-                        held_out,
-                        validation,
-                        settings,
-                    )
-                    log.validation(number, score, bar)
+                    for turn, answer, rest in zip(over, predict, frozen, strict=True):
+                        score = _validate(
+                            answer,
+                            {**rest, **state.average},
+                            held_out,
+                            validation,
+                            settings,
+                        )
+                        log.validation(number, score, bar, over=turn.name)
                 if saving:  # last: whatever a checkpoint follows is on record
                     checkpoint.save(
                         writer,
@@ -329,18 +330,16 @@ def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def _summary(settings, backbone, text, state, source, classes, first) -> str:
+def _summary(settings, over, state, source, classes, first) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     lines = [
-        f"backbone {backbone.name}, weights {backbone.weights} ({backbone.digest})",
+        *turns.told(over),
         f"decoder {settings.decoder.size}, {count / 1e6:.2f} M parameters",
         f"data {source.root}: {len(classes)} base classes of fold "
         f"{settings.data.fold}, images {settings.data.image_size} x "
         f"{settings.data.image_size}",
         f"{jax.device_count()} device(s): {jax.devices()[0].device_kind}",
     ]
-    if text is not None:
-        lines.append(f"text {text.told(settings.text.templates)}")
     if first:
         lines.append(f"continuing after step {first}")
     return "\n".join(lines)

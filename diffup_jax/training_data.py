@@ -57,11 +57,12 @@ def cached_batches(
     source: Source,
     classes: Sequence[int],
     *,
+    steps: int,
     workdir: str,
 ) -> grain.MapDataset:
     """The same of the run's prior cache, which is made first where it is missing.
 
-    Elements are what `method.prepare` returns. Raises DiffUpError as `open_cache` does.
+    `steps` batches of what `method.prepare` returns; raises as `open_cache` does.
     """
     options = settings.train
     cache = open_cache(
@@ -72,12 +73,12 @@ def cached_batches(
         source,
         classes,
         # No more than the run looks at.
-        episodes=min(options.prior_cache, options.steps * options.batch_size),
+        episodes=min(options.prior_cache, steps * options.batch_size),
         folder=options.prior_cache_dir or f"{workdir}/prior_cache",
     )
     return prior_cache.batches(
         cache,
-        steps=options.steps,
+        steps=steps,
         batch_size=options.batch_size,
         seed=settings.seed,
     )

@@ -30,7 +30,7 @@ FLOORS = (
     {"baft", "uapf", "uqdd"},
     {"methods"},
     {"settings", "runlog", "prior_cache"},
-    {"evaluation", "checkpoint", "training_data", "evaluation_data"}
+    {"evaluation", "checkpoint", "training_data", "evaluation_data", "turns"}
     | {"training", "scoring", "report", "visualize", "export"},
     {"doors", "cli", "__main__"},
 )
@@ -39,7 +39,8 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The only steps allowed on one floor: room -> rooms.
 SIDEWAYS = {
     "images": {"types"},
-    "training": {"evaluation", "checkpoint", "training_data"},
+    "training": {"evaluation", "checkpoint", "training_data", "turns"},
+    "turns": {"training_data"},
     "report": {"evaluation"},
     "scoring": {"evaluation", "evaluation_data", "report", "checkpoint", "visualize"},
     "__main__": {"cli"},

@@ -161,7 +161,9 @@ def test_the_loss_of_a_kept_episode_is_the_loss_of_the_episode(root, tmp_path):
     tx = training.optimiser(settings.train)
     state, frozen = training.init_state(method, tx, settings, mesh)
     made = (method, frozen, mesh, source, base)
-    kept = training_data.cached_batches(settings, *made, workdir=str(tmp_path))
+    kept = training_data.cached_batches(
+        settings, *made, steps=config.train.steps, workdir=str(tmp_path)
+    )
     whole = training_data.batches(settings, source, base)
     order = np.concatenate(
         [prior_cache.rows_of_step(s, 2, episodes=6, seed=0) for s in range(3)]

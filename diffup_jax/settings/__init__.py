@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "conventions",
     "example_episode",
     "from_config",
+    "in_turn",
     "make_backbone",
     "make_method",
     "make_text",
@@ -57,6 +59,26 @@ def from_config(config: Any) -> Settings:
 def plain(settings: Settings) -> dict[str, Any]:
     """Settings as JSON values (tuples become lists)."""
     return _listed(dataclasses.asdict(settings))
+
+
+def in_turn(settings: Settings) -> dict[str, Settings]:
+    """Settings of a run over each backbone that its training takes in turn.
+
+    The first, named "", are the run's own; the others differ from them in the backbone,
+    its levels and scales, and have the names of config.train.also_over.
+    """
+    turns = {"": settings}
+    for name, other in settings.train.also_over.items():
+        turns[name] = dataclasses.replace(
+            settings,
+            backbone=dataclasses.replace(
+                settings.backbone, name=name, weights=other.weights
+            ),
+            prior=dataclasses.replace(
+                settings.prior, levels=other.levels, scales=other.scales
+            ),
+        )
+    return turns
 
 
 def make_backbone(settings: Settings) -> backbones.Backbone:
@@ -178,14 +200,29 @@ def _section(kind, values: Any, name: str, problems: list[str]):
         if key not in given:
             problems.append(f"{where}: missing (configs/common.py has its default)")
             continue
-        if dataclasses.is_dataclass(hints[key]):
+        of_name = typing.get_origin(hints[key]) is dict
+        if of_name or dataclasses.is_dataclass(hints[key]):
             if not hasattr(given[key], "items"):  # a ConfigDict is no Mapping
                 problems.append(f"{where}: expected a section, got {given[key]!r}")
                 continue
-            fields[key] = _section(hints[key], given[key], where, problems)
+            read = functools.partial(_section, hints[key])
+            if of_name:
+                read = functools.partial(_sections, typing.get_args(hints[key])[1])
+            fields[key] = read(given[key], where, problems)
         else:
             fields[key] = _value(given[key], hints[key], where, problems)
     return None if problems else kind(**fields)
+
+
+def _sections(kind, values: Any, name: str, problems: list[str]) -> dict[str, Any]:
+    """A section of sections of one kind, each under a name of the user's choice."""
+    found = {}
+    for key, value in values.items():
+        if hasattr(value, "items"):
+            found[key] = _section(kind, value, f"{name}.{key}", problems)
+        else:
+            problems.append(f"{name}.{key}: expected a section, got {value!r}")
+    return found
 
 
 def _value(value: Any, hint: Any, where: str, problems: list[str]):

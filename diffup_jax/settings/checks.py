@@ -46,13 +46,22 @@ def implausible(settings: Settings) -> list[str]:
             train.prior_cache,
             "0 with train.multi_host: a cache is made and read by one host",
         ),
-        (
-            bool(settings.prior.scales)
-            and len(set(settings.prior.scales)) == len(settings.prior.scales)
-            and all(0 < scale <= 4 for scale in settings.prior.scales),
-            "config.prior.scales",
-            settings.prior.scales,
-            "different numbers above 0, at most 4",
+        *(
+            (
+                bool(scales)
+                and len(set(scales)) == len(scales)
+                and all(0 < scale <= 4 for scale in scales),
+                f"config.{name}.scales",
+                scales,
+                "different numbers above 0, at most 4",
+            )
+            for name, scales in {
+                "prior": settings.prior.scales,
+                **{
+                    f"train.also_over.{name}": other.scales
+                    for name, other in train.also_over.items()
+                },
+            }.items()
         ),
         *_sampler(settings),
         (

@@ -53,6 +53,15 @@ class TextSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Over:
+    """A further backbone of training; see `over` in configs/common.py."""
+
+    weights: str
+    levels: tuple[str, ...]
+    scales: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """See configs/common.py."""
 
@@ -74,6 +83,7 @@ class TrainSettings:
     keep: int
     prior_cache: int
     prior_cache_dir: str
+    also_over: dict[str, Over]
     multi_host: bool
 
 

@@ -12,8 +12,10 @@ choosing: classes left out of the training, on held-out training images; `--on s
 scores the decoders of `--on novel` on the classes that trained them (trials.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
 scores every decoder over another backbone, without training; --set changes training and
-scoring, --score scoring alone. --drawn 20 --shots 1 (then 5, 10, 20) draws 20 supports
-and shows the first of them: the same queries and classes for every number of shots.
+scoring (JSON values: --set 'train.also_over={"NAME": {"weights": "FILE", "levels": [],
+"scales": [1.0]}}' trains over two backbones in turn), --score scoring alone.
+--drawn 20 --shots 1 (then 5, 10, 20) draws 20 supports and shows the first of them: the
+same queries and classes for every number of shots.
 
 It resumes: what is in --out is not done again. Beside each decoder lies a JSON with the
 scores, so tables can be made again without the data.
@@ -115,6 +117,9 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     trained = "novel" if options.on == "seen" else options.on
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
     learnt["revision"] = REVISION
+    if not learnt["train"]["also_over"]:
+        # So a decoder over one backbone has the name it had when that was all.
+        del learnt["train"]["also_over"]
     data = {key: value for key, value in changes.items() if key.startswith("data.")}
     if data:
         learnt["data"] = data
@@ -145,14 +150,13 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
 
 def _decoder(options, settings, file: Path) -> dict[str, Any]:
     """What `settings` train, read from `file` where they did before."""
-    method = cache = rows = None
+    rows = ()
     if not file.exists():
-        method = setup.make_method(settings, setup.make_backbone(settings))
         place = trials.open_place(settings, options.on, shots=1, count=options.episodes)
-        cache, rows = trials.train_rows(
-            settings, place, method, count=options.kept, folder=options.out / "cache"
+        rows = trials.train_rows(
+            settings, place, count=options.kept, folder=options.out / "cache"
         )
-    return trials.trained(settings, method, cache, rows, file=file)
+    return trials.trained(settings, rows, file=file)
 
 
 def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:

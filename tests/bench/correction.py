@@ -107,7 +107,7 @@ def load(settings, options):
     if options.workdir:
         params, name = scoring.load(settings, method, backbone, options.workdir)
     else:
-        found = trials.trained(settings, method, None, None, file=options.decoder)
+        found = trials.trained(settings, (), file=options.decoder)
         params, name = {"backbone": backbone.params, **found}, options.decoder.stem
     print(f"decoder {name}, backbone {backbone.name} {backbone.digest}", flush=True)
     return method, params

@@ -23,7 +23,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,14 @@ class Kept(NamedTuple):
     query_valid: Any
     class_id: Any
     prepared: Any
+
+
+class Rows(NamedTuple):
+    """Kept training episodes over one backbone; `numbers`: the rows to train on."""
+
+    method: Any
+    cache: prior_cache.PriorCache
+    numbers: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,9 +164,17 @@ def first_shots(place: Place, shots: int) -> Place:
 
 
 def train_rows(
-    settings: Settings, place: Place, method: Any, *, count: int, folder: Path
-) -> tuple[prior_cache.PriorCache, np.ndarray]:
-    """The cache of `count` training episodes and its rows that `place` may train on."""
+    settings: Settings, place: Place, *, count: int, folder: Path
+) -> tuple[Rows, ...]:
+    """Of every backbone that `settings` take in turn: `count` training episodes."""
+    return tuple(
+        _rows(each, place, count=count, folder=folder)
+        for each in setup.in_turn(settings).values()
+    )
+
+
+def _rows(settings: Settings, place: Place, *, count: int, folder: Path) -> Rows:
+    method = setup.make_method(settings, setup.make_backbone(settings))
     if place.on == "base":
         data = dataclasses.replace(settings.data, val_fraction=_LEFT_OUT)
         settings = dataclasses.replace(settings, data=data)
@@ -184,7 +200,7 @@ def train_rows(
         ).class_ids[0]
         for index in range(count)
     ]
-    return cache, np.flatnonzero(np.isin(of, place.classes))
+    return Rows(method, cache, np.flatnonzero(np.isin(of, place.classes)))
 
 
 def test_cache(
@@ -252,22 +268,22 @@ def test_cache(
 
 def trained(
     settings: Settings,
-    method: Any,
-    cache: prior_cache.PriorCache,
-    rows: np.ndarray,
+    rows: Sequence[Rows],
     *,
     file: Path,
 ) -> dict[str, Any]:
     """The averaged decoder of `settings`, read from `file` where it was trained before.
 
-    Training is that of train.py: same step, optimiser and draws.
+    Training is that of train.py: same step, optimiser and draws, backbones in turn.
     """
     options = settings.train
     if file.exists():
         with np.load(file) as found:
             return {"decoder": traverse_util.unflatten_dict(dict(found), sep="/")}
     tx = training.optimiser(options)
+    method = rows[0].method
     state, frozen = training.init_state(method, tx, settings, _mesh())
+    # Kept priors are all it reads of a backbone, so one step serves every turn.
     step = training.make_step(
         method.loss_prepared,
         tx,
@@ -277,10 +293,14 @@ def trained(
     )
 
     def read(number):
+        turn = rows[number % len(rows)]
         chosen = prior_cache.rows_of_step(
-            number, options.batch_size, episodes=len(rows), seed=settings.seed
+            number // len(rows),
+            options.batch_size,
+            episodes=len(turn.numbers),
+            seed=settings.seed,
         )
-        return cache.batch(rows[chosen])
+        return turn.cache.batch(turn.numbers[chosen])
 
     dataset = grain.MapDataset.range(options.steps).map(read)
     ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 2))
