@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import settings as setup
+from diffup_jax import training
 from diffup_jax.data import episodes
 from tests.bench import ablation, trials
 
@@ -71,6 +72,65 @@ def test_a_decoder_is_known_by_what_trained_it(tmp_path, monkeypatch):
     assert scored == [20, 3, 3]
     assert name == same != other
     assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_a_decoder_over_two_backbones_sees_the_rows_of_each_in_turn(
+    tmp_path, monkeypatch
+):
+    class Cache:
+        def __init__(self, first):
+            self.first = first
+
+        def batch(self, rows):
+            return self.first + rows
+
+    def step(state, frozen, batch):
+        seen.append(batch)
+        return state, {"loss": 0.0}
+
+    seen = []
+    average = {"decoder": {"x": np.ones(2)}}
+    state = training.TrainState(np.zeros(()), average, average, ())
+    monkeypatch.setattr(training, "init_state", lambda *arguments: (state, {}))
+    monkeypatch.setattr(training, "make_step", lambda *arguments, **named: step)
+    rows = [
+        trials.Rows(argparse.Namespace(loss_prepared=None), Cache(first), numbers)
+        for first, numbers in ((0, np.arange(0, 40, 2)), (100, np.arange(12)))
+    ]
+    changes = {"train.steps": 5, "train.warmup_steps": 1}
+    settings = setup.from_config(
+        trials.config_of("configs/garments.py", changes, fold=0, seed=0)
+    )
+    file = tmp_path / "decoder.npz"
+    made = trials.trained(settings, rows, file=file)
+    own, other = seen[0::2], seen[1::2]
+    assert [len(x) for x in seen] == [12] * 5
+    assert all((x < 40).all() and (x % 2 == 0).all() for x in own)
+    assert {*np.concatenate(own[:2]).tolist()} == {*range(0, 40, 2)}  # an epoch: 20
+    assert [sorted(x) for x in other] == [[*range(100, 112)]] * 2
+    np.testing.assert_array_equal(made["decoder"]["x"], np.ones(2))
+    again = trials.trained(settings, (), file=file)
+    np.testing.assert_array_equal(again["decoder"]["x"], np.ones(2))
+    assert len(seen) == 5
+
+
+def test_one_backbone_is_named_as_before_there_could_be_two(tmp_path, monkeypatch):
+    """And two are another decoder."""
+    names = []
+    monkeypatch.setattr(
+        ablation, "_decoder", lambda options, settings, file: names.append(file.name)
+    )
+    monkeypatch.setattr(ablation, "_scored", lambda *arguments: {})
+    options = argparse.Namespace(
+        config="configs/garments.py", on="novel", kept=6, out=tmp_path, episodes=4,
+        cue="mask", shots=1, drawn=0, swap="", score={},
+    )  # fmt: skip
+    other = {"tiny": {"weights": "random", "levels": [], "scales": [1.0]}}
+    for changes in ({}, {"train.also_over": other}):
+        ablation.result(options, changes, fold=0, seed=0)
+    learnt = [json.loads(x.read_text())["learnt"] for x in tmp_path.glob("*.json")]
+    assert sorted("also_over" in each["train"] for each in learnt) == [False, True]
+    assert names[0] != names[1]
 
 
 def test_fewer_shots_are_the_first_of_the_same_episodes():
