@@ -135,13 +135,16 @@ def _opened(name: str, settings: Settings, class_names: Sequence[str]) -> Turn:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors of a further backbone say which it is."""
+    """Errors of a further backbone say which it is, and what its keys are called."""
     try:
         yield
     except DiffUpError as error:
         if not name:
             raise
-        raise DiffUpError(
-            f"config.train.also_over.{name}, read in the place of config.backbone and "
-            f"config.prior: {error}"
-        ) from error
+        where = f"config.train.also_over.{name}"
+        message = str(error)
+        for key in ("backbone.weights", "prior.levels"):
+            message = message.replace(
+                f"config.{key}", f"{where}.{key.partition('.')[2]}"
+            )
+        raise DiffUpError(f"{where}: {message}") from error
