@@ -153,6 +153,10 @@ def get_config() -> ConfigDict:
                 "log_every": 50,
                 "val_every": 2000,
                 "val_episodes": 200,
+                # So many base classes are left out of the training, and validation is
+                # on them: a decoder that only gets better on classes it knows shows
+                # there. 0 = validation on the classes that train, none is lost.
+                "val_classes": 0,
                 "checkpoint_every": 1000,
                 # Checkpoints kept; the newest ones.
                 "keep": 3,

@@ -76,9 +76,10 @@ def train(config: Any, workdir: str) -> TrainState:
     training, held_out = sources.hold_out(source, settings.data.val_fraction)
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(training, base, shots=options.max_shots)
+    base, left_out = sources.leave_out(source, base, options.val_classes)
     dataset = training_data.batches(settings, training, base)
     validation = training_data.validation_draws(
-        held_out, base, options.val_episodes, settings.seed
+        held_out, left_out or base, options.val_episodes, settings.seed
     )
 
     # Model and state. A folder with another run is refused before anything is built.
@@ -121,7 +122,7 @@ def train(config: Any, workdir: str) -> TrainState:
         batch_size=options.batch_size,
         log_every=options.log_every,
     )
-    log.say(_summary(settings, over, state, training, base, first))
+    log.say(_summary(settings, over, state, training, base, left_out, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
     predict = [jax.jit(turn.method.predict) for turn in over]
@@ -312,6 +313,8 @@ def _check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) 
         f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key)
+        # What came after the run began and is off alters nothing.
+        and (key in then or now[key])
         and not any(key == each or key.startswith(each + ".") for each in free)
     ]
     if changed:
@@ -330,7 +333,7 @@ def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def _summary(settings, over, state, source, classes, first) -> str:
+def _summary(settings, over, state, source, classes, left_out, first) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     lines = [
         *turns.told(over),
@@ -340,6 +343,9 @@ def _summary(settings, over, state, source, classes, first) -> str:
         f"{settings.data.image_size}",
         f"{jax.device_count()} device(s): {jax.devices()[0].device_kind}",
     ]
+    if left_out:
+        names = ", ".join(source.class_names[c] for c in left_out)
+        lines.append(f"left out of the training, for validation: {names}")
     if first:
         lines.append(f"continuing after step {first}")
     return "\n".join(lines)

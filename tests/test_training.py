@@ -252,6 +252,59 @@ def test_held_out_images_never_train(config, tmp_path, blank, monkeypatch):
     }
 
 
+def test_left_out_classes_are_validated_on_and_never_train(
+    config, tmp_path, blank, monkeypatch, capsys
+):
+    seen = {}
+
+    def training_dataset(source, classes, **arguments):
+        seen["train"] = set(classes)
+        return original(source, classes, **arguments)
+
+    def validate(predict, params, source, draws, settings):
+        seen["validate"] = {draw.class_ids[0] for draw in draws}
+        return {"val_miou": 1.0, "val_prior_miou": 1.0}
+
+    original = pipeline.training_dataset
+    monkeypatch.setattr(pipeline, "training_dataset", training_dataset)
+    monkeypatch.setattr(training, "_validate", validate)
+    config.train.val_episodes = 20
+    config.train.val_classes = 2
+    training.train(config, str(tmp_path / "two"))
+    told = capsys.readouterr().out
+    left = seen["validate"]
+    assert len(left) == 2 and len(seen["train"]) == 4 and not left & seen["train"]
+    source = setup.open_split(setup.from_config(config), "train", shots=1)
+    names = ", ".join(source.class_names[c] for c in sorted(left))
+    assert f"left out of the training, for validation: {names}\n" in told
+    assert "4 base classes of fold 0" in told
+    # Another seed, the same classes: their scores can be compared.
+    config.seed = 5
+    training.train(config, str(tmp_path / "other"))
+    assert seen["validate"] == left
+    config.train.val_classes = 6
+    with pytest.raises(
+        DiffUpError, match=r"6 classes cannot be left out of the 6 base"
+    ):
+        training.train(config, str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_of_before_a_setting_is_continued_while_that_is_off(config):
+    facts = setup.plain(setup.from_config(config))
+    then = json.loads(json.dumps(facts))
+    del then["train"]["val_classes"], then["train"]["also_over"]
+    training._check_same_run(facts, then, "runs/x")
+    facts["train"]["val_classes"] = 2
+    with pytest.raises(DiffUpError, match=r"train\.val_classes: was None, now 2"):
+        training._check_same_run(facts, then, "runs/x")
+    facts["train"]["val_classes"] = 0
+    del then["train"]["max_shots"], facts["data"]["fold"]
+    with pytest.raises(DiffUpError, match=r"data\.fold: was 0, now None") as caught:
+        training._check_same_run(facts, then, "runs/x")
+    assert "train.max_shots: was None, now 1" in str(caught.value)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
     tmp_path, blank, workers, capsys, monkeypatch

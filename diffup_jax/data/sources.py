@@ -167,6 +167,29 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     return kept, held_out
 
 
+def leave_out(
+    source: Source, classes: Sequence[int], count: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`classes` as (those that train, `count` others), each in its order.
+
+    Which are left out depends on their names alone.
+
+    Raises:
+      DiffUpError: if none would be left to train.
+    """
+    if count >= len(classes):
+        raise DiffUpError(
+            f"{count} classes cannot be left out of the {len(classes)} base classes of "
+            f"{source.name}: at least one must train. Lower config.train.val_classes."
+        )
+    by_hash = sorted(classes, key=lambda c: _unit_hash(source.class_names[c]))
+    left = set(by_hash[:count])
+    return (
+        tuple(c for c in classes if c not in left),
+        tuple(c for c in classes if c in left),
+    )
+
+
 def classes_with_images(
     source: Source, classes: Sequence[int], *, shots: int
 ) -> tuple[int, ...]:

@@ -127,6 +127,7 @@ def implausible(settings: Settings) -> list[str]:
     not_negative = {
         "train.warmup_steps": train.warmup_steps,
         "train.prior_cache": train.prior_cache,
+        "train.val_classes": train.val_classes,
         "train.weight_decay": train.weight_decay,
         "process.condition_strength": settings.process.condition_strength,
         "text.temperature": settings.text.temperature,

@@ -79,6 +79,7 @@ class TrainSettings:
     log_every: int
     val_every: int
     val_episodes: int
+    val_classes: int
     checkpoint_every: int
     keep: int
     prior_cache: int

@@ -117,9 +117,10 @@ def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed
     trained = "novel" if options.on == "seen" else options.on
     learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
     learnt["revision"] = REVISION
-    if not learnt["train"]["also_over"]:
-        # So a decoder over one backbone has the name it had when that was all.
-        del learnt["train"]["also_over"]
+    for later in ("also_over", "val_classes"):
+        # So a decoder has the name it had before there was such a setting.
+        if not learnt["train"][later]:
+            del learnt["train"][later]
     data = {key: value for key, value in changes.items() if key.startswith("data.")}
     if data:
         learnt["data"] = data
