@@ -8,6 +8,7 @@ anything is lost.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from diffup_jax.data import cues
 from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 
 # Written by orbax when a checkpoint is complete; an empty folder "8" lacks it.
 _COMPLETE = "_CHECKPOINT_METADATA"
+
+# Config keys that a resumed run may change: they alter no number of the training.
+_FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
+_FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
+_FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
+# A run that stopped at a damaged file may continue and leave it out.
+_FREE += ("data.on_error", "train.prior_cache_dir")
+# What a run of before there was such a setting did.
+_LATER = {"train.val_classes": 0}
 
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:
@@ -150,8 +161,41 @@ def saved_config(workdir: str, step: int) -> dict[str, Any]:
     return config
 
 
+def check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) -> None:
+    """A checkpoint is continued only by the config and the weights that made it.
+
+    facts, saved: the config now and then, as `saved_config` answers it.
+
+    Raises:
+      DiffUpError: with every value that changed and alters a number of the training.
+    """
+    now, then = dict(_flat(facts)), {**_LATER, **dict(_flat(saved))}
+    # What no cue reads alters nothing; runs from before text cues have no such section.
+    free = _FREE if cues.any_text(now["train.cues"]) else (*_FREE, "text")
+    changed = [
+        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+        and not any(key == each or key.startswith(each + ".") for each in free)
+    ]
+    if changed:
+        raise DiffUpError(
+            f"{workdir!r} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nContinue it with its own values, or choose another --workdir."
+        )
+
+
 def _folder(workdir: str) -> Path:
     return Path(workdir).absolute() / "checkpoints"
+
+
+def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, tree
 
 
 def _incomplete(folder: Path) -> list[Path]:

@@ -107,11 +107,18 @@ class Log:
             bar.set_postfix(facts, refresh=False)
 
     def validation(
-        self, step: int, score: dict[str, float], bar: tqdm, *, over: str = ""
+        self,
+        step: int,
+        score: dict[str, float],
+        bar: tqdm,
+        *,
+        classes: str = "base classes",
+        over: str = "",
     ) -> None:
         """Records "val_miou" and "val_prior_miou" of a step.
 
-        over: the further backbone they are of, which is part of their names then.
+        classes: whose they are, in words. over: the further backbone they are of, which
+        is part of their names then.
         """
         if over:
             named = {f"{name}_{over}": value for name, value in score.items()}
@@ -121,7 +128,7 @@ class Log:
         if self._lead:
             where = f", over {over}" if over else ""
             bar.write(
-                f"step {step}: validation on base classes, held-out images{where}: "
+                f"step {step}: validation on {classes}, held-out images{where}: "
                 f"mIoU {score['val_miou']:.1f}, prior at best threshold "
                 f"{score['val_prior_miou']:.1f}"
             )

@@ -8,7 +8,7 @@ uninterrupted one does, and the number of devices changes nothing but rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +26,6 @@ from diffup_jax.methods import Method
 from diffup_jax.runlog import Log
 from diffup_jax.settings import Settings, TrainSettings
 from diffup_jax.types import DiffUpError
-
-# Config keys that a resumed run may change: they alter no number of the training.
-_FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
-_FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
-_FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
-# A run that stopped at a damaged file may continue and leave it out.
-_FREE += ("data.on_error", "train.prior_cache_dir")
 
 
 class TrainState(NamedTuple):
@@ -78,6 +71,7 @@ def train(config: Any, workdir: str) -> TrainState:
         base = sources.classes_with_images(training, base, shots=options.max_shots)
     base, left_out = sources.leave_out(source, base, options.val_classes)
     dataset = training_data.batches(settings, training, base)
+    validated = "left-out base classes" if left_out else "base classes"
     validation = training_data.validation_draws(
         held_out, left_out or base, options.val_episodes, settings.seed
     )
@@ -87,7 +81,8 @@ def train(config: Any, workdir: str) -> TrainState:
     facts = turns.facts(over)
     done = checkpoint.latest_step(workdir)
     if done is not None:
-        _check_same_run(facts, checkpoint.saved_config(workdir, done), workdir)
+        then = checkpoint.saved_config(workdir, done)
+        checkpoint.check_same_run(facts, then, workdir)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
     state, frozen = init_state(over[0].method, tx, settings, mesh)
@@ -153,7 +148,9 @@ def train(config: Any, workdir: str) -> TrainState:
                             validation,
                             settings,
                         )
-                        log.validation(number, score, bar, over=turn.name)
+                        log.validation(
+                            number, score, bar, classes=validated, over=turn.name
+                        )
                 if saving:  # last: whatever a checkpoint follows is on record
                     checkpoint.save(
                         writer,
@@ -302,35 +299,6 @@ def _validation_cue(trained: tuple[str, ...]) -> str:
     """The surest there is: a mask, the first cue that marks pixels, or text."""
     known = cues.marking(trained)
     return "mask" if "mask" in known else (known or trained)[0]
-
-
-def _check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) -> None:
-    """A checkpoint is continued only by the config and the weights that made it."""
-    now, then = dict(_flat(facts)), dict(_flat(saved))
-    # What no cue reads alters nothing; runs from before text cues have no such section.
-    free = _FREE if cues.any_text(now["train.cues"]) else (*_FREE, "text")
-    changed = [
-        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-        # What came after the run began and is off alters nothing.
-        and (key in then or now[key])
-        and not any(key == each or key.startswith(each + ".") for each in free)
-    ]
-    if changed:
-        raise DiffUpError(
-            f"{workdir!r} holds a run with another config:\n  "
-            + "\n  ".join(changed)
-            + "\nContinue it with its own values, or choose another --workdir."
-        )
-
-
-def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, tree
 
 
 def _summary(settings, over, state, source, classes, left_out, first) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from diffup_jax import baft, scoring, training
+from diffup_jax import baft, checkpoint, scoring, training
 from diffup_jax import settings as setup
 from diffup_jax.backbones import clip
 from diffup_jax.backbones.towers import Tower
@@ -215,10 +215,10 @@ def test_a_run_from_before_text_cues_goes_on():
     config = common.get_config()
     facts = setup.plain(setup.from_config(config))
     saved = {name: part for name, part in facts.items() if name != "text"}
-    training._check_same_run(facts, saved, "run")
+    checkpoint.check_same_run(facts, saved, "run")
     facts["train"] = {**facts["train"], "cues": list(WITH)}
     with pytest.raises(DiffUpError, match="config.text.temperature: was None, now 0.0"):
-        training._check_same_run(facts, saved, "run")
+        checkpoint.check_same_run(facts, saved, "run")
 
 
 def test_training_disturbs_text_as_it_does_visual_priors():
