@@ -174,6 +174,10 @@ def test_a_decoder_without_turns_keeps_the_facts_it_had(config):
             r"config\.train\.also_over\.tiny_clip_s\.scales: got \(\)",
         ),
         (
+            lambda c: c.train.update(steps=1),
+            r"config\.train\.steps: got 1, expected at least 2, one for each backbone",
+        ),
+        (
             lambda c: c.train.also_over.tiny_clip_s.update(size=3),
             r"also_over\.tiny_clip_s\.size: unknown key",
         ),

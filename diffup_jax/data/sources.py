@@ -177,7 +177,7 @@ def leave_out(
     Raises:
       DiffUpError: if none would be left to train.
     """
-    if count >= len(classes):
+    if count and count >= len(classes):
         raise DiffUpError(
             f"{count} classes cannot be left out of the {len(classes)} base classes of "
             f"{source.name}: at least one must train. Lower config.train.val_classes."

@@ -63,6 +63,13 @@ def implausible(settings: Settings) -> list[str]:
                 },
             }.items()
         ),
+        (
+            not train.also_over or train.steps > len(train.also_over),
+            "config.train.steps",
+            train.steps,
+            f"at least {1 + len(train.also_over)}, one for each backbone of "
+            "config.train.also_over and config.backbone",
+        ),
         *_sampler(settings),
         (
             settings.losses.from_own + settings.losses.from_prior <= 1 + 1e-9,
