@@ -140,7 +140,7 @@ def train(config: Any, workdir: str) -> TrainState:
                     log.metrics(*late, bar)  # never save a spoilt state
                     late = None
                 if validating:
-                    for turn, answer, rest in zip(over, predict, frozen, strict=True):
+                    for each, answer, rest in zip(over, predict, frozen, strict=True):
                         score = _validate(
                             answer,
                             {**rest, **state.average},
@@ -149,7 +149,7 @@ def train(config: Any, workdir: str) -> TrainState:
                             settings,
                         )
                         log.validation(
-                            number, score, bar, classes=validated, over=turn.name
+                            number, score, bar, classes=validated, over=each.name
                         )
                 if saving:  # last: whatever a checkpoint follows is on record
                     checkpoint.save(

@@ -18,8 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from configs import common
+from diffup_jax import training
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
@@ -85,6 +87,21 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
+
+
+def train_until(step: int, config, workdir: Path, monkeypatch) -> None:
+    """Trains and is stopped while the metrics of `step` are read."""
+    original = training.Log.metrics
+
+    def cut(self, number, *rest):
+        if number == step:
+            raise KeyboardInterrupt
+        return original(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Log, "metrics", cut)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config, str(workdir))
 
 
 def metrics(workdir: Path) -> list[dict]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import checkpoint
+from diffup_jax import settings as setup
 from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 from tests import runs
@@ -156,3 +157,18 @@ def test_a_checkpoint_without_config_is_told(tmp_path):
     (tmp_path / "checkpoints" / "3" / "config").mkdir(parents=True)
     with pytest.raises(DiffUpError, match="step 3 has no config"):
         checkpoint.saved_config(str(tmp_path), 3)
+
+
+def test_a_run_of_before_a_setting_is_continued_while_that_is_off():
+    config = runs.get_config("nowhere")
+    facts = setup.plain(setup.from_config(config))
+    then = json.loads(json.dumps(facts))
+    del then["train"]["val_classes"], then["train"]["also_over"]
+    checkpoint.check_same_run(facts, then, "runs/x")
+    facts["train"]["val_classes"] = 2
+    with pytest.raises(DiffUpError, match=r"train\.val_classes: was 0, now 2"):
+        checkpoint.check_same_run(facts, then, "runs/x")
+    facts["train"]["val_classes"] = 0
+    del then["train"]["max_shots"]
+    with pytest.raises(DiffUpError, match=r"train\.max_shots: was None, now 1"):
+        checkpoint.check_same_run(facts, then, "runs/x")

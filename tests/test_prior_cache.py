@@ -195,17 +195,7 @@ def test_a_run_on_a_cache_stops_goes_on_and_ends_the_same(root, tmp_path, monkey
     made_at = whole.stat().st_mtime_ns
     # So priors of another revision of the method are another cache.
     assert json.loads(whole.read_text())["revision"] == REVISION
-    original = training.Log.metrics
-
-    def cut(self, step, *rest):
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Log, "metrics", cut)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(config, str(tmp_path / "cut"))
+    runs.train_until(5, config, tmp_path / "cut", monkeypatch)
     resumed = training.train(config, str(tmp_path / "cut"))
 
     (whole,) = (tmp_path / "kept").glob("*/cache.json")

@@ -292,20 +292,6 @@ def test_left_out_classes_are_validated_on_and_never_train(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_of_before_a_setting_is_continued_while_that_is_off(config):
-    facts = setup.plain(setup.from_config(config))
-    then = json.loads(json.dumps(facts))
-    del then["train"]["val_classes"], then["train"]["also_over"]
-    checkpoint.check_same_run(facts, then, "runs/x")
-    facts["train"]["val_classes"] = 2
-    with pytest.raises(DiffUpError, match=r"train\.val_classes: was 0, now 2"):
-        checkpoint.check_same_run(facts, then, "runs/x")
-    facts["train"]["val_classes"] = 0
-    del then["train"]["max_shots"]
-    with pytest.raises(DiffUpError, match=r"train\.max_shots: was None, now 1"):
-        checkpoint.check_same_run(facts, then, "runs/x")
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
     tmp_path, blank, workers, capsys, monkeypatch

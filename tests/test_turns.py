@@ -85,17 +85,7 @@ def test_steps_take_turns_and_a_resumed_run_goes_on_with_the_right_one(
     assert taken == [("tiny", (1.0,)), ("tiny_clip_s", (0.5, 1.0))] * 3
     assert len(list((tmp_path / "kept").glob("*/cache.json"))) == (2 if kept else 0)
 
-    metrics = training.Log.metrics
-
-    def cut(self, step, *rest):
-        if step == 5:
-            raise KeyboardInterrupt
-        return metrics(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Log, "metrics", cut)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(config, str(tmp_path / "cut"))
+    runs.train_until(5, config, tmp_path / "cut", monkeypatch)
     taken.clear()
     resumed = training.train(config, str(tmp_path / "cut"))
     assert [name for name, _ in taken] == ["tiny_clip_s", "tiny", "tiny_clip_s"]

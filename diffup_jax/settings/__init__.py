@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Sequence
@@ -205,10 +204,10 @@ def _section(kind, values: Any, name: str, problems: list[str]):
             if not hasattr(given[key], "items"):  # a ConfigDict is no Mapping
                 problems.append(f"{where}: expected a section, got {given[key]!r}")
                 continue
-            read = functools.partial(_section, hints[key])
+            kind_of, read = hints[key], _section
             if of_name:
-                read = functools.partial(_sections, typing.get_args(hints[key])[1])
-            fields[key] = read(given[key], where, problems)
+                kind_of, read = typing.get_args(hints[key])[1], _sections
+            fields[key] = read(kind_of, given[key], where, problems)
         else:
             fields[key] = _value(given[key], hints[key], where, problems)
     return None if problems else kind(**fields)
