@@ -11,7 +11,7 @@ import pytest
 from diffup_jax import settings as setup
 from diffup_jax import training
 from diffup_jax.data import episodes
-from tests.bench import ablation, trials
+from tests.bench import ablation, places, trials
 
 
 def settings_of(row):
@@ -138,14 +138,14 @@ def test_fewer_shots_are_the_first_of_the_same_episodes():
         episodes.Draw((3,), "q", (("a", "b", "c"),)),
         episodes.Draw((4,), "r", (("d", "e", "f", "g"),)),
     )
-    place = trials.Place("novel", None, (), (), None, (3, 4), draws)
-    fewer = trials.first_shots(place, 2)
+    place = places.Place("novel", None, (), (), None, (3, 4), draws)
+    fewer = places.first_shots(place, 2)
     assert [d.supports for d in fewer.draws] == [(("a", "b"),), (("d", "e"),)]
     assert [d.query for d in fewer.draws] == ["q", "r"]
     assert fewer.sha != place.sha
-    assert trials.first_shots(place, 3).draws[0] == draws[0]
+    assert places.first_shots(place, 3).draws[0] == draws[0]
     with pytest.raises(SystemExit, match="4 shots of episodes that have 3"):
-        trials.first_shots(place, 4)
+        places.first_shots(place, 4)
 
 
 def found(miou, shift):

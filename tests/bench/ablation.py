@@ -9,7 +9,7 @@ settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol
 prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, and the
 difference to the first row with the interval of paired episodes. `--on base` is for
 choosing: classes left out of the training, on held-out training images; `--on seen`
-scores the decoders of `--on novel` on the classes that trained them (trials.py).
+scores the decoders of `--on novel` on the classes that trained them (places.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
 scores every decoder over another backbone, without training; --set changes training and
 scoring (JSON values: --set 'train.also_over={"NAME": {"weights": "FILE", "levels": [],
@@ -35,7 +35,7 @@ import numpy as np
 
 from diffup_jax import settings as setup
 from diffup_jax.methods import REVISION
-from tests.bench import trials
+from tests.bench import places, trials
 
 # The paper's: a mask drawn from noise. Further steps and samples are rows below.
 _FULL = {"process.diffusion": True, "sampler.steps": 2, "sampler.samples": 4}
@@ -153,7 +153,7 @@ def _decoder(options, settings, file: Path) -> dict[str, Any]:
     """What `settings` train, read from `file` where they did before."""
     rows = ()
     if not file.exists():
-        place = trials.open_place(settings, options.on, shots=1, count=options.episodes)
+        place = places.open_place(settings, options.on, shots=1, count=options.episodes)
         rows = trials.train_rows(
             settings, place, count=options.kept, folder=options.out / "cache"
         )
@@ -163,8 +163,8 @@ def _decoder(options, settings, file: Path) -> dict[str, Any]:
 def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:
     """The decoder on the episodes that `asking` names."""
     shots = options.drawn or options.shots
-    place = trials.open_place(asking, options.on, shots=shots, count=options.episodes)
-    place = trials.first_shots(place, options.shots)
+    place = places.open_place(asking, options.on, shots=shots, count=options.episodes)
+    place = places.first_shots(place, options.shots)
     if options.swap:
         network, _, weights = options.swap.partition("=")
         other = type(asking.backbone)(name=network, weights=weights)

@@ -1,16 +1,8 @@
 """One decoder trained and scored on kept priors: what ablations are made of.
 
 The backbone is frozen, so its part of every training and test episode is made once
-(diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Three
-places to score on:
-
-    novel   as train.py and eval.py do: base classes of the fold on the kept training
-            images train, novel classes on test images are scored
-    seen    the same decoders, test images and protocol, but the classes that trained:
-            what a class gains that the decoder has nothing left to generalise to
-    base    for choosing: classes of another fold (the next one) are left out of the
-            training beside the novel ones and scored on held-out training images, so
-            that neither novel classes nor test images are looked at
+(diffup_jax/prior_cache.py) and shared by all decoders that differ behind it. Where
+they are trained and scored: places.py.
 
 Training episodes are drawn over all classes at once and each fold takes those of its
 own base classes, so that one cache serves every fold.
@@ -37,12 +29,11 @@ from tqdm import tqdm
 from diffup_jax import evaluation, prior_cache, training, training_data
 from diffup_jax import settings as setup
 from diffup_jax.data import batches as making
-from diffup_jax.data import episodes, lists, pipeline, protocols, sources
+from diffup_jax.data import episodes, pipeline, protocols
 from diffup_jax.methods import REVISION
 from diffup_jax.settings import Settings
+from tests.bench import places
 
-# Share of the training images that choices are scored on.
-_LEFT_OUT = 0.25
 # Bootstrap resamples of an interval.
 _RESAMPLES = 1000
 
@@ -63,27 +54,6 @@ class Rows(NamedTuple):
     method: Any
     cache: prior_cache.PriorCache
     numbers: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Place:
-    """Where a decoder is trained and scored.
-
-    `on` is "novel", "seen" or "base"; `train` the images, `classes` that train; `test`
-    the images, `scored` the classes and `draws` the episodes that are scored.
-    """
-
-    on: str
-    train: sources.Source
-    every: tuple[int, ...]
-    classes: tuple[int, ...]
-    test: sources.Source
-    scored: tuple[int, ...]
-    draws: tuple[episodes.Draw, ...]
-
-    @property
-    def sha(self) -> str:
-        return lists.draws_sha(self.draws)
 
 
 def changes_of(texts: Iterable[str]) -> dict[str, Any]:
@@ -121,50 +91,8 @@ def config_of(
     return config
 
 
-def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
-    """`count` clean 1-way episodes of the settings' fold; `on` as in the docstring."""
-    source = setup.open_split(settings, "train", shots=1)
-    fold = settings.data.fold
-    base = sources.fold_classes(source, fold, role="base")
-    if on in ("novel", "seen"):
-        train, _ = sources.hold_out(source, settings.data.val_fraction)
-        test = setup.open_split(settings, "test", shots=shots)
-        role = "novel" if on == "novel" else "base"
-        scored = sources.fold_classes(test, fold, role=role)
-        novel = sources.fold_classes(source, fold, role="novel")
-        every, classes = (*base, *novel), base
-    else:
-        train, test = sources.hold_out(source, _LEFT_OUT)
-        folds = len(set(source.class_folds) - {-1})
-        scored = sources.fold_classes(source, (fold + 1) % folds, role="novel")
-        every = classes = tuple(c for c in base if c not in scored)
-    if settings.data.skip_small_classes:
-        every = sources.classes_with_images(train, every, shots=1)
-        classes = tuple(c for c in classes if c in every)
-        scored = sources.classes_with_images(test, scored, shots=shots)
-    seed = settings.eval.seed
-    draws = episodes.clean_draws(test, scored, shots=shots, count=count, seed=seed)
-    return Place(on, train, tuple(sorted(every)), classes, test, scored, draws)
-
-
-def first_shots(place: Place, shots: int) -> Place:
-    """The same queries with the first `shots` supports of each: more shots by prefix.
-
-    Raises:
-      SystemExit: if an episode has fewer.
-    """
-    fewest = min(len(way) for draw in place.draws for way in draw.supports)
-    if shots > fewest:
-        raise SystemExit(f"{shots} shots of episodes that have {fewest}")
-    draws = tuple(
-        draw._replace(supports=tuple(way[:shots] for way in draw.supports))
-        for draw in place.draws
-    )
-    return dataclasses.replace(place, draws=draws)
-
-
 def train_rows(
-    settings: Settings, place: Place, *, count: int, folder: Path
+    settings: Settings, place: places.Place, *, count: int, folder: Path
 ) -> tuple[Rows, ...]:
     """Of every backbone that `settings` take in turn: `count` training episodes."""
     return tuple(
@@ -173,10 +101,10 @@ def train_rows(
     )
 
 
-def _rows(settings: Settings, place: Place, *, count: int, folder: Path) -> Rows:
+def _rows(settings: Settings, place: places.Place, *, count: int, folder: Path) -> Rows:
     method = setup.make_method(settings, setup.make_backbone(settings))
     if place.on == "base":
-        data = dataclasses.replace(settings.data, val_fraction=_LEFT_OUT)
+        data = dataclasses.replace(settings.data, val_fraction=places.LEFT_OUT)
         settings = dataclasses.replace(settings, data=data)
     # The fold decides which rows are taken, not what is in them; a seed is one of the
     # decoder's start, order and draws.
@@ -204,7 +132,7 @@ def _rows(settings: Settings, place: Place, *, count: int, folder: Path) -> Rows
 
 
 def test_cache(
-    settings: Settings, place: Place, method: Any, *, cue: str, folder: Path
+    settings: Settings, place: places.Place, method: Any, *, cue: str, folder: Path
 ) -> prior_cache.PriorCache:
     """The scored episodes with one cue, as `Kept`."""
     prior = setup.plain(settings)["prior"]
@@ -321,7 +249,7 @@ def trained(
 
 def scored(
     settings: Settings,
-    place: Place,
+    place: places.Place,
     method: Any,
     params: dict[str, Any],
     cache: prior_cache.PriorCache,
