@@ -6,20 +6,17 @@ Alphabet, stated once and used in every shape of the project:
     p q grid rows and columns          c channels       d embedding
     l level          m prior maps     t text length or, in diffusion, time in [0, 1]
 
-Arrays are NHWC. Masks are bool, or float {0, 1}; "ignore" is a separate boolean map;
-boxes are pixels (y0, x0, y1, x1), end exclusive; time 1 is pure noise, time 0 the clean
-mask.
+Arrays are NHWC. Masks are bool, or float {0, 1}; "valid" is a separate boolean map.
+Boxes are pixels (x0, y0, x1, y1) at every public face, end exclusive; time 1 is pure
+noise, time 0 the clean mask.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# Cue kinds in order of how much they tell: `cue_kind` holds the index into this tuple.
+# Cue kinds in order of how much they tell: `Support.kind` holds the index into it.
 CUES = ("mask", "box", "scribble", "point", "text")
-
-# Length of `text_ids`, the context length of CLIP's text towers (arXiv 2103.00020).
-TEXT_LENGTH = 77
 
 
 class Level(NamedTuple):
@@ -46,41 +43,85 @@ class Features(NamedTuple):
     joint: Any = None
 
 
+class Support(NamedTuple):
+    """The examples of each way, in one compiled shape for 0..K shots and 1..N ways.
+
+    images       [b n k h w 3]  uint8, or float in [0, 1]
+    fg           [b n k h w]    bool, or float in [0, 1]: known foreground
+    bg           [b n k h w]    bool, or float in [0, 1]: known background; unknown: both 0
+    kind         [b n k]        int32 index into CUES
+    valid        [b n k]        bool, False = padding
+    text         [b n d]        float, what a way's text means in the method's own space
+                                (`embed_text`); d = 0 where no text is asked
+    text_valid   [b n]          bool
+
+    A shot with background and no foreground is a negative example: it is not the class.
+    """
+
+    images: Any
+    fg: Any
+    bg: Any
+    kind: Any
+    valid: Any
+    text: Any
+    text_valid: Any
+
+
+class Query(NamedTuple):
+    """The images to segment, and for training and scoring the truth.
+
+    image   [b h w 3]  uint8, or float in [0, 1]
+    valid   [b h w]    bool, False = pixel ignored by loss and metrics
+    mask    [b n h w]  bool, or float {0, 1}: truth of each way; None when asked
+    """
+
+    image: Any
+    valid: Any
+    mask: Any = None
+
+
 class Episode(NamedTuple):
-    """One batch of few-shot tasks in one compiled shape for 0..K shots and 1..N ways.
+    """One batch of few-shot tasks.
 
     The pipeline makes images of uint8 and maps of bool: a quarter of the bytes of
     floats on the way from the disk to the device, where they become floats.
-
-    query        [b h w 3]      uint8, or float in [0, 1]
-    query_mask   [b n h w]      bool, or float {0, 1}: truth of each way's class
-    query_valid  [b h w]        bool, False = pixel ignored by loss and metrics
-    support      [b n k h w 3]  uint8, or float in [0, 1]
-    cue_fg       [b n k h w]    bool, or float [0, 1]: known foreground (a box: "maybe")
-    cue_bg       [b n k h w]    bool, or float [0, 1]: known background; unknown: both 0
-    cue_kind     [b n k]        int32 index into CUES
-    text_ids     [b n t]        int32 token ids, zeros without text
-    shot_valid   [b n k]        bool, False = padding
-    text_valid   [b n]          bool
-    class_id     [b n]          int32, class index of the source
     """
 
-    query: Any
-    query_mask: Any
-    query_valid: Any
-    support: Any
-    cue_fg: Any
-    cue_bg: Any
-    cue_kind: Any
-    text_ids: Any
-    shot_valid: Any
-    text_valid: Any
-    class_id: Any
+    support: Support
+    query: Query
+
+
+class Prediction(NamedTuple):
+    """What a method answers.
+
+    probability  [b n h w]  in [0, 1], at the query's size
+    threshold    [b n]      the probability from which on a pixel is in the mask
+    maps         name -> [b n h w]: what else the method tells. "prior_mean", in [0, 1],
+                 is a rival answer and scored as one; every other map says where the
+                 method is unsure (0 = sure) and is scored by how well it finds errors
+    """
+
+    probability: Any
+    threshold: Any
+    maps: dict[str, Any]
+
+
+class Strokes(NamedTuple):
+    """What a user says of a query itself: bool, or float in [0, 1], at its size.
+
+    fg, bg [b n h w]: known foreground and known background of each way, all strokes so
+    far; both 0 where nothing is said. mask [b n h w]: the probability a chain restarts
+    from, None = none; a method without a chain does not read it.
+    """
+
+    fg: Any
+    bg: Any
+    mask: Any = None
 
 
 class DiffUpError(Exception):
     """A user's mistake or a fact of their machine, told in one clear message.
 
-    The message names the value, what was expected and the fix. The doors print it
+    The message names the value, what was expected and the fix. The commands print it
     without a traceback and exit with status 2.
     """

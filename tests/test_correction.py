@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffup_jax.methods import correction
-from diffup_jax.methods.correction import Strokes
+from diffup_jax.methods.prior.correction import Strokes
 from diffup_jax.types import DiffUpError
 from tests.test_diffup import KEYS, METHOD, PREDICT, SIZE, episode, randomised
 

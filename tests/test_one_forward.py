@@ -9,7 +9,7 @@ import pytest
 
 from diffup_jax import images
 from diffup_jax.methods import decision, objective
-from diffup_jax.methods.correction import Strokes
+from diffup_jax.methods.prior.correction import Strokes
 from tests.test_diffup import KEYS, LOSSES, METHOD, episode, randomised
 
 CASE = episode()

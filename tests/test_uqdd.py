@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffup_jax.sharing import Alike, Share
-from diffup_jax.uqdd import SIZES, STAGE_LEVELS, UQDD, Facts
+from diffup_jax.methods.diffup.decoder import SIZES, STAGE_LEVELS, UQDD, Facts
 
 R = 16
 CELLS = (R // 2) ** 2  # of the similarity

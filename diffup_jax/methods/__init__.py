@@ -1,46 +1,113 @@
-"""F4: methods. A method turns an episode into a probability map.
+"""F4: methods. A method encodes examples into a memory and answers queries by it.
 
-    init(key, episode) -> params                        a dict of named parts
-    loss(params, keys, episode) -> (scalar, metrics)    per-device mean, no collectives
-    predict(params, keys, episode) -> (prob [b n h w], named maps [b n h w])
-                                                        "threshold" among them is [b n]
-    trainable: names of the parts of `params` that the optimiser updates
+    init(key, episode) -> params                       a dict of named parts
+    encode(params, support) -> memory                  a pytree; of the support alone
+    predict(params, keys, query, memory) -> Prediction
+    loss(params, keys, episode) -> (scalar, metrics)   per-device mean, no collectives
 
 `keys` holds one random key per episode, so that what an episode draws depends neither
-on its batch nor on the number of devices. Loop, evaluator, viewer and exporter know
-nothing else of a method.
+on its batch nor on the number of devices. A memory may be kept and asked for as many
+queries as one likes. Facts of the class:
+
+    name       what config.method calls it
+    version    saved with checkpoints and prior caches; raised when parameters of the
+               same names and shapes, or kept priors, would mean something else
+    trainable  names of the parts of `params` that the optimiser updates; () = none
+    uses_backbone, reads_text
+    SECTIONS   name -> type of the config sections that are the method's own
+    make(settings, backbone)  the method of a run; backbone is None if it uses none
+
+Optional, each found by its name:
+
+    prepare(params, episode) -> prepared          what a prior cache may keep of training
+    loss_prepared(params, keys, prepared)         episodes, and `loss` of it
+    embed_text(phrases) -> [n d] float32          `Support.text`; where reads_text
+    observe(params, query, memory) -> observed    what of an answer depends on nothing
+    answer(params, keys, observed, strokes)       trained or said, and the Prediction
+                                                  from it; strokes (types of
+                                                  methods/correction.py) correct it
+
+Training, evaluation, report, gallery and `diffup_jax.load` know nothing else of one. A
+new method is a file here with `METHOD`, and a config.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
-from diffup_jax.types import Episode
-
-# Saved with checkpoints and prior caches. Raised by whoever changes what priors are, or
-# what parameters of the same names and shapes answer, so that neither is ever used as
-# another one than it was made for.
-# 2: the stem sees sqrt(abar) x_t; the prior's variance holds what priors leave open.
-# 3: process.diffusion; without it there is no noise and no DQM.
-# 4: what scribbles and points leave unsaid counts as background.
-# 5: extent tells how much scribbles and points touch.
-REVISION = 5
+from diffup_jax.types import DiffUpError, Episode, Prediction, Query, Support
 
 
 @runtime_checkable
 class Method(Protocol):
     """The contract above."""
 
-    trainable: tuple[str, ...]
+    name: ClassVar[str]
+    version: ClassVar[int]
+    trainable: ClassVar[tuple[str, ...]]
+    uses_backbone: ClassVar[bool]
+    reads_text: ClassVar[bool]
+    SECTIONS: ClassVar[Mapping[str, type]]
+
+    @classmethod
+    def make(cls, settings: Any, backbone: Any) -> Method: ...
 
     def init(self, key: Array, episode: Episode) -> dict[str, Any]: ...
+
+    def encode(self, params: dict[str, Any], support: Support) -> Any: ...
+
+    def predict(
+        self, params: dict[str, Any], keys: Array, query: Query, memory: Any
+    ) -> Prediction: ...
 
     def loss(
         self, params: dict[str, Any], keys: Array, episode: Episode
     ) -> tuple[Array, dict[str, Array]]: ...
 
-    def predict(
-        self, params: dict[str, Any], keys: Array, episode: Episode
-    ) -> tuple[Array, dict[str, Array]]: ...
+
+# Methods that live elsewhere: `register` adds them.
+_REGISTERED: dict[str, type] = {}
+
+
+def register(method: type) -> type:
+    """Makes a method of another package known under its name; answers it.
+
+    Call it where the config is made. A name in a checkpoint alone imports nothing.
+    """
+    _REGISTERED[method.name] = method
+    return method
+
+
+def names() -> tuple[str, ...]:
+    """Every name `get` knows."""
+    own = {m.name for m in pkgutil.iter_modules(__path__) if _is_method(m.name)}
+    return tuple(sorted(own | _REGISTERED.keys()))
+
+
+def get(name: str) -> type:
+    """The class of a method. Raises DiffUpError for an unknown name."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name.isidentifier() and name in names():
+        return importlib.import_module(f"{__name__}.{name}").METHOD
+    raise DiffUpError(
+        f"unknown method {name!r}; known: {', '.join(names())}. Choose one with "
+        "--config.method=NAME; a method of your own is known once the config file "
+        "that registers it is named with --config."
+    )
+
+
+def asked(method: Method, params: dict, keys: Array, episode: Episode) -> Prediction:
+    """The answer to an episode whose examples nobody asks again."""
+    memory = method.encode(params, episode.support)
+    return method.predict(params, keys, episode.query, memory)
+
+
+def _is_method(module: str) -> bool:
+    found = importlib.import_module(f"{__name__}.{module}")
+    return hasattr(found, "METHOD")

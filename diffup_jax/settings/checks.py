@@ -9,7 +9,7 @@ from diffup_jax.data import batches, benchmarks, coco, cues, episodes, protocols
 from diffup_jax.methods import decision
 from diffup_jax.settings.sections import EvalSettings, Settings, TextSettings
 from diffup_jax.types import CUES
-from diffup_jax.uqdd import SIZES
+from diffup_jax.methods.diffup.decoder import SIZES
 
 METHODS = ("diffup", "prior")
 

@@ -39,7 +39,7 @@ from scipy import ndimage
 from diffup_jax import evaluation_data, metrics, scoring
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, lists, pipeline, protocols, rasters, sources
-from diffup_jax.methods.correction import Strokes
+from diffup_jax.methods.prior.correction import Strokes
 from tests.bench import trials
 
 _RADIUS = 5 / 384  # of a click, in image sides

@@ -19,7 +19,7 @@ from diffup_jax.data import episodes, pipeline, protocols
 from diffup_jax.data.cues import Conventions
 from diffup_jax.data.sources import open_source
 from diffup_jax.methods.prior import Prior, PriorSettings
-from diffup_jax.methods.text import TextTable
+from diffup_jax.methods.prior.text import TextTable
 from tests.real.test_squeezenet import FILES, SAME_THING
 
 # ImageNet's few classes that are no object: mountains, shores, walls, fences, blinds.

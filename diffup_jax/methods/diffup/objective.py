@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax import diffusion
-from diffup_jax.methods.disturbance import Draws
-from diffup_jax.uqdd import UQDD, Decoded, Facts
+from diffup_jax.methods.diffup.disturbance import Draws
+from diffup_jax.methods.diffup.decoder import UQDD, Decoded, Facts
 
 
 @dataclasses.dataclass(frozen=True)

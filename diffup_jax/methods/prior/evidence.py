@@ -1,4 +1,4 @@
-"""F1: what an episode's shots are worth, and what their cues say of the class.
+"""F4: what an episode's shots are worth, and what their cues say of the class.
 
 Symbols as in baft.py: w+ and w- are a cue's known foreground and background. No
 parameters. Reliability of a prior is how well the same level, operator and shot predict
@@ -10,9 +10,9 @@ a cue that is known:
     (3) k = 1:  r = agreement(contrast of the support on itself, its cue), all operators
 
 The judges are all valid shots. Of more than MOST_JUDGES shots only so many judge, per
-level those whose mean feature is most like the query's: the work then grows with k, not
-with k * k, and what a shot is worth is asked of pictures like the one at hand. With as
-many different shots or fewer, padding and copies apart, all of them judge.
+level those whose mean feature is most like the mean of all: the work then grows with k,
+not with k * k, and what a shot is worth depends on no query. With as many different
+shots or fewer, padding and copies apart, all of them judge.
 
 Repeated evidence counts once. Shots with the same features and the same cue on every
 level (what BAFT sees of them) are one group of g shots; each has the share 1 / g in
@@ -27,12 +27,11 @@ knows:
         without such a shot (log(a + 0.001) + 3, 0), a the mean share of 32 x 32 cells
         that w+ touches: how much of the object a shot shows
         without a shot that marks anything (0, 0)
-    (5) layout = mean of w+ over the same shots, at the prior grid
 
 A cue that leaves most of its picture unsaid (scribble, point) is taken to mean that
 the rest is background; what it misses of the object weighs little among so much:
 
-    (6) w- := 1 - w+ of shots whose cue says of at most half of the pixels what they are
+    (5) w- := 1 - w+ of shots whose cue says of at most half of the pixels what they are
 
 Without it nothing holds such a prior back from all that resembles the object a little,
 and assembly has no second side to choose (measured, docs/results.md).
@@ -76,7 +75,7 @@ def presumed(
     background: Float[Array, "b n k p q"],
     known: Bool[Array, "b n k"],
 ) -> Float[Array, "b n k p q"]:
-    """w- with equation (6): the background of cues that `told` leaves out."""
+    """w- with equation (5): the background of cues that `told` leaves out."""
     rest = jnp.maximum(1 - foreground, 0)
     return jnp.where(known[..., None, None], background, rest)
 
@@ -97,7 +96,6 @@ def agreement(
 
 
 def judges(
-    query: Float[Array, "p q c"],
     support: Float[Array, "k u v c"],
     *,
     valid: Bool[Array, " k"],
@@ -114,8 +112,9 @@ def judges(
     # [i j]: shot i, which comes before j, is the same.
     before = jnp.triu(same & valid[:, None], k=1)
     first = valid & ~before.any(axis=0)
-    own, theirs = (images.unit(x.mean(axis=(-3, -2))) for x in (query[None], support))
-    likeness = jnp.where(first, (theirs * own).sum(axis=-1), -jnp.inf)
+    each = images.unit(support.mean(axis=(-3, -2)))
+    of_all = images.unit((each * (valid * share)[:, None]).sum(axis=0, keepdims=True))
+    likeness = jnp.where(first, (each * of_all).sum(axis=-1), -jnp.inf)
     most, which = jax.lax.top_k(likeness, MOST_JUDGES)
     return which, jnp.isfinite(most).astype(share.dtype)
 
@@ -193,34 +192,10 @@ def extent(
     return jnp.stack([size, known.astype(size.dtype)], axis=-1)
 
 
-def layout(
-    cue_fg: Cue,
-    cue_bg: Cue,
-    shot_valid: Bool[Array, "b n k"],
-    *,
-    share: Float[Array, "b n k"],
-    grid: tuple[int, int],
-) -> Float[Array, "b n p q"]:
-    """Equation (5): where the class lies in the supports; zero where none tells."""
-    counted = told(cue_fg, cue_bg, shot_valid) * share
-    shots = jnp.maximum(counted.sum(axis=2), EMPTY)[:, :, None, None]
-    # Summed before it is averaged over cells: the cues are never held as floats.
-    covered = (cue_fg * counted[..., None, None]).sum(axis=2) / shots
-    return images.area_average(covered, grid)
-
-
 def _touched(cue):
     """Share of the cells that each cue [b n k h w] touches, [b n k]."""
-    shots = cue.shape[2]
-
-    def one(i):
-        cells = images.area_average(cue[:, :, i] > 0, (_CELLS, _CELLS))
-        return (cells > 0).mean(axis=(-2, -1), dtype=cells.dtype)
-
-    if not shots:
-        return jnp.zeros(cue.shape[:3])
-    # One at a time: the cues of many shots are never held as floats.
-    return jnp.moveaxis(jax.lax.map(one, jnp.arange(shots)), 0, 2)
+    cells = images.area_average(cue > 0, (_CELLS, _CELLS))
+    return (cells > 0).mean(axis=(-2, -1), dtype=cells.dtype)
 
 
 def _inner(features):

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, Key
 
 from diffup_jax import images
 from diffup_jax.methods import chain, correction, decision, objective
-from diffup_jax.methods.chain import SamplerSettings
-from diffup_jax.methods.correction import Strokes
-from diffup_jax.methods.disturbance import Draws, disturb
-from diffup_jax.methods.objective import LossSettings, ProcessSettings, facts_of
+from diffup_jax.methods.diffup.chain import SamplerSettings
+from diffup_jax.methods.prior.correction import Strokes
+from diffup_jax.methods.diffup.disturbance import Draws, disturb
+from diffup_jax.methods.diffup.objective import LossSettings, ProcessSettings, facts_of
 from diffup_jax.types import DiffUpError, Episode
-from diffup_jax.uqdd import UQDD, Facts
+from diffup_jax.methods.diffup.decoder import UQDD, Facts
 
 
 @runtime_checkable

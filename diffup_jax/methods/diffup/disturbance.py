@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from diffup_jax.baft import Priors
+from diffup_jax.methods.prior.baft import Priors
 
 
 class Draws:

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from diffup_jax import baft, evidence, images, operators, uapf
 from diffup_jax.backbones import Backbone
 from diffup_jax.methods import decision
-from diffup_jax.methods.text import TextTable
+from diffup_jax.methods.prior.text import TextTable
 from diffup_jax.types import Episode, Features
 
 # With up to so many shots each keeps maps of its own, for training to disturb.

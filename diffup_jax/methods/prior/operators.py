@@ -1,4 +1,4 @@
-"""F2: the maps that one image's features make of another's cue. No parameters.
+"""F4: the maps that one image's features make of another's cue. No parameters.
 
 Symbols: q, s L2-normalised query and support features of one level, q*, s* the same
 after the mean feature of the query was taken off both, w+ and w- the cue's known
@@ -10,7 +10,7 @@ normalised w+- weighted means of s.
     (2) assembly          A(q)  = sum_s softmax_s(<q*, s*> / tau | w+ + w- > 0) w+(s)
     (3) self-propagation  S(P)(q) = sum_q' softmax_q'(<q*, q'*> / tau) P(q')
     (4) text              T(q)  = exp(<j, t> / tau_t) / (exp(<j, t> / tau_t)
-                                  + sum_i exp(<j, u_i> / tau_t))
+                                  + sum_i exp(<j, u_i> / tau_t)),  u_i != t
 
 In (0) the columns of B are directions of feature space that tell where a cell is, found
 on a blank image. In (4) j is a cell in the joint image-text space, t the class's text,
@@ -19,10 +19,6 @@ u_i the background texts.
 Features behind a ReLU share a large mean, which leaves all cosines high and alike;
 without it (2) and (3) tell cells apart, while (1), a difference, is worse for it
 (measured, docs/results.md).
-
-The decoder also gets the query's own structure, as a matrix over positions:
-
-    (8) similarity(q, q') = mean of <q*, q'*> over the levels, on one grid
 
 Assembly and propagation follow PGMA-Net, by DiffUp's authors, (0) is INSID3's (arXiv
 2603.28480), (4) reads CLIP as MaskCLIP does (arXiv 2112.01071); the equations are this
@@ -36,25 +32,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax import attention, images
-from diffup_jax.evidence import EMPTY
+from diffup_jax.methods.prior.evidence import EMPTY
 
 # Least length, relative to the feature, that `centred` takes for more than noise. Of
 # real features 1 % were below 0.75.
 _LEFT = 0.5
 # Singular values below this share of the first are rounding, not position.
 _RANK = 1e-5
+# Texts of at least this cosine say the same: rounding apart, they are one sentence.
+_SAME_TEXT = 1 - 1e-5
 
 
-def contrast(
-    query: Float[Array, "p q c"],
+def prototype(
     support: Float[Array, "u v c"],
     foreground: Float[Array, "u v"],
     background: Float[Array, "u v"],
-) -> Float[Array, "p q"]:
-    """Equation (1), unscaled. `query` and `support` are L2-normalised."""
+) -> Float[Array, " c"]:
+    """p+ - p- of equation (1); L2-normalised query features times it are C."""
+    support = images.unit(support)
     positive = images.unit(images.masked_mean(support, foreground))
     negative = images.unit(images.masked_mean(support, background))
-    return query @ (positive - negative)
+    return positive - negative
 
 
 def assembly(
@@ -113,12 +111,15 @@ def text_foreground(
     """Equation (4): probability of each way's text against the background texts.
 
     All three are normalised here; `temperature` is tau_t, the reciprocal of the model's
-    logit scale unless a config says otherwise.
+    logit scale unless a config says otherwise. A background that says what a way's text
+    says is none for that way: it would take the class's cells.
     """
     joint, text, background = map(images.unit, (joint, text, background))
     wanted = jnp.einsum("bpqd,bnd->bnpq", joint, text) / temperature
     others = jnp.einsum("bpqd,ud->bpqu", joint, background) / temperature
-    return jax.nn.sigmoid(wanted - jax.nn.logsumexp(others, axis=-1)[:, None])
+    apart = jnp.einsum("bnd,ud->bnu", text, background) < _SAME_TEXT
+    others = jnp.where(apart[:, :, None, None], others[:, None], -jnp.inf)
+    return jax.nn.sigmoid(wanted - jax.nn.logsumexp(others, axis=-1))
 
 
 def position_basis(
@@ -144,24 +145,6 @@ def without_position(
     """Equation (0) on features that are L2-normalised first; not normalised after."""
     features = images.unit(features)
     return features - (features @ basis) @ basis.T
-
-
-def similarity(
-    levels: tuple[Float[Array, "b _ _ _"], ...], *, grid: tuple[int, int]
-) -> Float[Array, "b pq pq"]:
-    """Equation (8): how alike any two cells of an image are, in [-1, 1].
-
-    Its shape depends on the grid only, not on the backbone that made the features. It
-    stays a matrix because the decoder applies it at every step, on a small grid.
-    """
-
-    def one(features):
-        own = centred(features, features)
-        flat = _flat(own)
-        return flat @ flat.T
-
-    each = [jax.vmap(one)(images.resize(level, grid)) for level in levels]
-    return sum(each) / len(levels)
 
 
 def _flat(features):

@@ -1,4 +1,4 @@
-"""F3: UAPF, uncertainty-aware prior fusion. Many prior maps become two. No parameters.
+"""F4: UAPF, uncertainty-aware prior fusion. Many prior maps become two. No parameters.
 
 Symbols: P_i in [0, 1] a prior map, v_i its validity, r_i its reliability in [-1, 1],
 c_i its share (what it counts beside equally reliable priors; repeated evidence counts
@@ -8,14 +8,7 @@ less, see baft.py), tau a temperature, f the variance floor of the cue.
     (2) mu     = sum_i w_i P_i
     (3) var    = min(sum_i w_i [D (P_i - mu)^2 + O P_i (1 - P_i)] + f, MAX_VARIANCE)
     (4) no valid prior: mu = 1/2, var = MAX_VARIANCE
-
-Priors may come pooled: a group G of them (the many shots of a level and operator) as
-one map mu_G with the variance var_G within, both by weights (1) among themselves. It
-stands for all of them (the law of total variance):
-
-    (5) r_G = tau log sum_i v_i c_i exp(r_i / tau),  c_G = 1
-    (6) sum_i w_i (P_i - mu)^2 = sum_G w_G ((mu_G - mu)^2 + var_G) =: between
-        sum_i w_i P_i (1 - P_i) = mu (1 - mu) - between
+    (5) mu    <- mu (1 - N),  N what negative examples reject (baft.py)
 
 var is to be the expected squared error of mu. How much the priors disagree (D) says
 too little about that: often all of them are wrong together. What each leaves open
@@ -50,30 +43,23 @@ def fuse(
     maps: Float[Array, "b n m p q"],
     valid: Bool[Array, "b n m"],
     *,
-    within: Float[Array, "b n m p q"] | None,
     reliability: Float[Array, "b n m"],
     share: Float[Array, "b n m"],
     temperature: float,
     floor: Float[Array, "b n"],
+    rejected: Float[Array, "b n p q"],
 ) -> tuple[Float[Array, "b n p q"], Float[Array, "b n p q"]]:
-    """Equations (1)-(4) and (6): mean and variance map over all valid priors.
-
-    Args:
-      maps: of priors, or mu_G of groups; m may be 0.
-      within: var_G, None where nothing was pooled.
-    """
+    """Equations (1)-(5): mean and variance map over all valid priors; m may be 0."""
     weights = fusion_weights(valid, reliability, share=share, temperature=temperature)
     mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
-    spread = jnp.square(maps - mean[:, :, None])
-    if within is not None:
-        spread = spread + within
-    between = jnp.einsum("bnm,bnmpq->bnpq", weights, spread)
+    between = jnp.einsum("bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None]))
     # Not below zero by rounding, where every prior says the same.
     left_open = jnp.maximum(mean * (1 - mean) - between, 0)
     variance = DISAGREED * between + LEFT_OPEN * left_open + floor[:, :, None, None]
     variance = jnp.minimum(variance, MAX_VARIANCE)
     known = valid.any(axis=2)[:, :, None, None]
-    return jnp.where(known, mean, 0.5), jnp.where(known, variance, MAX_VARIANCE)
+    mean = jnp.where(known, mean, 0.5) * (1 - rejected)
+    return mean, jnp.where(known, variance, MAX_VARIANCE)
 
 
 def fusion_weights(
@@ -91,27 +77,14 @@ def fusion_weights(
     return raw / jnp.maximum(raw.sum(axis=-1, keepdims=True), 1e-12)
 
 
-def pooled(
-    valid: Bool[Array, "*b m"],
-    reliability: Float[Array, "*b m"],
-    *,
-    share: Float[Array, "*b m"],
-    temperature: float,
-) -> tuple[Bool[Array, "*b 1"], Float[Array, "*b 1"], Float[Array, "*b 1"]]:
-    """Equation (5): validity, reliability and share of the group that m priors make."""
-    known = valid.any(axis=-1, keepdims=True)
-    total = jax.nn.logsumexp(
-        reliability / temperature, axis=-1, b=valid * share, keepdims=True
-    )
-    return known, jnp.where(known, temperature * total, 0.0), jnp.ones_like(total)
-
-
 def cue_floor(
     cue_kind: Int[Array, "b n k"],
     shot_valid: Bool[Array, "b n k"],
     text_valid: Bool[Array, "b n"],
 ) -> Float[Array, "b n"]:
     """Variance floor of an episode: that of its surest valid cue, text included.
+
+    shot_valid: shots that show the class.
 
     The surest cue, not the mean: adding a point to a mask must not make the answer
     less certain.
