@@ -33,11 +33,9 @@ from diffup_jax.data.episodes import Draw
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.types import DiffUpError
 
-# Short names, and whose lists a kind of data takes.
-_ALIASES = {"pascal": "voc", "fss": "fss1000"}
-_PUBLISHED = {"coco": "coco", "voc": "pascal", "fss1000": "fss"}
-# The list of a benchmark that evaluates.
-_SPLITS = {"coco": "val", "voc": "val", "fss1000": "test"}
+# Kinds of data with published lists, by the names of the lists, which are short names.
+_PUBLISHED = {row.published: kind for kind, row in BENCHMARKS.items() if row.published}
+_ALIASES = {name: kind for name, kind in _PUBLISHED.items() if name != kind}
 
 
 def freeze(
@@ -62,13 +60,14 @@ def freeze(
     Raises:
       DiffUpError: for ways or shots that the protocol or the images do not have.
     """
+    benchmark = BENCHMARKS[kind]
     if count is None:
-        count = protocols.episode_count(protocol, kind, images_by_class=pool.large)
+        count = rules.episode_count(pool, protocol=protocol, benchmark=benchmark)
     drawn = rules.evaluation_draws(
         pool,
         classes,
         protocol=protocol,
-        kind=kind,
+        benchmark=benchmark,
         shots=shots,
         ways=ways,
         count=count,
@@ -166,14 +165,16 @@ def _from_lists(options: argparse.Namespace, kind: str, protocol: Protocol):
             f"protocol {protocol.name} measures the objects, which lists of names "
             "cannot tell; draw from the data: --root DIR in place of --lists."
         )
-    if kind not in _PUBLISHED:
+    row = BENCHMARKS[kind]
+    if not row.published:
         raise DiffUpError(
-            f"no lists are published for {kind!r}, only for {tuple(_PUBLISHED)}; draw "
-            "from the data: --root DIR in place of --lists."
+            f"no lists are published for {kind!r}, only for "
+            f"{(*_PUBLISHED.values(),)}; draw from the data: --root DIR in place of "
+            "--lists."
         )
-    split = options.split or _SPLITS[kind]
+    split = options.split or row.published_split
     lists = published.read_lists(
-        options.lists, _PUBLISHED[kind], split=split, fold=options.fold
+        options.lists, row.published, split=split, fold=options.fold
     )
     return rules.Pool(lists, lists), list(lists), None, f"published list, {split}"
 
@@ -190,7 +191,7 @@ def _from_data(options: argparse.Namespace, kind: str, protocol: Protocol):
         shots=options.shots,
     )
     classes = list(sources.fold_classes(source, options.fold, role="novel"))
-    pool = rules.pool_of(source, classes, protocol=protocol, kind=kind)
+    pool = rules.pool_of(source, classes, protocol=protocol, benchmark=BENCHMARKS[kind])
     return pool, classes, source.class_names, f"{source.name}, {split}"
 
 

@@ -71,8 +71,8 @@ def open_test(settings: Settings, *, shots: int) -> Test:
             source=source, classes=classes, protocol=protocol, shots=shots,
             draws=draws, sha=lists.draws_sha(listed), facts=facts,
         )  # fmt: skip
-    kind = sources.drawn_as(source, data.source)
-    pool = drawing.pool_of(source, classes, protocol=protocol, kind=kind)
+    benchmark = sources.rules_of(source, data.source)
+    pool = drawing.pool_of(source, classes, protocol=protocol, benchmark=benchmark)
     if data.skip_small_classes:
         classes = _large_enough(source, pool, classes, shots=drawn)
     seed = options.seed if protocol.seed is None else protocol.seed
@@ -80,11 +80,11 @@ def open_test(settings: Settings, *, shots: int) -> Test:
         pool,
         classes,
         protocol=protocol,
-        kind=kind,
+        benchmark=benchmark,
         shots=drawn,
         ways=options.ways,
         count=options.episodes
-        or protocols.episode_count(protocol, kind, images_by_class=pool.large),
+        or drawing.episode_count(pool, protocol=protocol, benchmark=benchmark),
         seed=seed,
     )
     if not shots:

@@ -144,8 +144,8 @@ def _check_fits(settings: Settings, saved: dict[str, Any], workdir: str) -> None
     keys = [(part, key) for part in ("decoder", "process") for key in now[part]]
     data, then = settings.data, saved["data"]
     same = not data.test_root and data.root == then["root"]
-    # Its folds are those of COCO, so a network trained there has them too.
-    across = data.source == "coco_to_pascal" and then["source"] == "coco"
+    # Its folds are those of the other data, so a network trained there has them too.
+    across = BENCHMARKS[data.source].folds_of == then["source"]
     if same or across:
         keys.append(("data", "fold"))
     changed = [

@@ -1,6 +1,5 @@
-"""Streamed and fused attention against the matrix that they never hold."""
+"""Streamed attention against the matrix that it never holds."""
 
-import contextlib
 import functools
 
 import jax
@@ -11,11 +10,6 @@ import pytest
 from diffup_jax import attention
 
 TAU = 0.05
-FUSED = {
-    "gpu": functools.partial(attention.fused_gpu, interpret=True),
-    "tpu": functools.partial(attention.fused_tpu, interpret=True),
-}
-FORMS = {"streamed": attention.streamed, **FUSED}
 
 
 def naive(query, keys, values, valid, *, temperature):
@@ -53,18 +47,9 @@ def test_blocks_add_up(shape, short_blocks):
     np.testing.assert_allclose(got, naive(*args, temperature=TAU), atol=1e-5)
 
 
-@pytest.mark.parametrize("form", FUSED)
-def test_kernels_give_the_same_answer(form):
-    """Sizes that fit no tile; more than one tile of queries, keys and channels."""
-    args = case(70, 300, 40, 2)
-    got = FUSED[form](*args, temperature=TAU)
-    np.testing.assert_allclose(got, naive(*args, temperature=TAU), atol=1e-5)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_invalid_keys_change_nothing(form, short_blocks):
+def test_invalid_keys_change_nothing(short_blocks):
     query, keys, values, valid = case(6, 30, 4, 1)
-    answer = functools.partial(FORMS[form], temperature=TAU)
+    answer = functools.partial(attention.attend, temperature=TAU)
     loud = jnp.where(valid[:, None], keys, 50 * query[:1])
     rubbish = jnp.where(valid[:, None], values, 1e6)
     np.testing.assert_allclose(
@@ -93,8 +78,7 @@ def test_half_precision_features_are_summed_in_full(short_blocks):
     np.testing.assert_allclose(got, naive(*same, temperature=TAU), atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["streamed", "gpu"])
-def test_gradients_are_right(form, short_blocks):
+def test_gradients_are_right(short_blocks):
     query, keys, values, valid = case(5, 20, 4, 2)
     aim = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)), jnp.float32)
 
@@ -104,7 +88,7 @@ def test_gradients_are_right(form, short_blocks):
             argnums=(0, 1, 2),
         )(query, keys, values)
 
-    for got, expected in zip(slope(FORMS[form]), slope(naive), strict=True):
+    for got, expected in zip(slope(attention.attend), slope(naive), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -124,33 +108,9 @@ def test_memory_grows_with_positions_not_with_their_square():
         shapes = ((n, 8), (n, 8), (n, 1))
         args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
         args.append(jax.ShapeDtypeStruct((n,), bool))
-        program = jax.jit(functools.partial(attention.streamed, temperature=TAU))
+        program = jax.jit(functools.partial(attention.attend, temperature=TAU))
         return program.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
     small, large = bytes_for(120**2 // 4), bytes_for(120**2)
     assert large < 5 * small
     assert large < 0.1 * 4 * 120**4
-
-
-def some_gpu():
-    """jax 0.12 asks which GPU a Triton kernel is lowered for, also without one."""
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
-
-
-@pytest.mark.parametrize(
-    ("platform", "kernel", "device"),
-    [("cuda", "triton", some_gpu), ("tpu", "tpu_", contextlib.nullcontext)],
-)
-def test_an_accelerator_gets_its_kernel(platform, kernel, device, monkeypatch):
-    """Lowered, not run: there need be no such device. Other platforms get the scan."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
-    monkeypatch.setenv("DIFFUP_FUSED_ATTENTION", "1")
-    args = case(100, 70, 40, 3)
-    attend = functools.partial(attention.attend, temperature=TAU)
-    with device():
-        program = jax.jit(attend).trace(*args)
-        assert kernel in program.lower(lowering_platforms=(platform,)).as_text()
-    program = jax.jit(attend).trace(*args)
-    assert "custom_call" not in program.lower(lowering_platforms=("cpu",)).as_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffup_jax.data import voc
+from diffup_jax.data import doctor, episodes, published, voc
 from diffup_jax.data.benchmarks import BENCHMARKS, COCO_RANKS
 from diffup_jax.data.sources import KINDS, Source, boxes, fold_classes, open_source
 from tests import benchmark_files
@@ -71,6 +71,21 @@ def test_rows_are_complete(kind):
     assert callable(row.reader) and row.layout and row.train and row.test
     assert (row.classes is None) == (row.folds is None)
     assert set(row.options) <= {"crowd", "overlap", "shots"}
+    assert row.folds_of in ("", *KINDS)
+    assert row.family in ("coco", "pascal", "other")
+    assert row.order in episodes.ORDERS
+    assert row.published in ("", *published.BENCHMARKS)
+    assert bool(row.published) == bool(row.published_split)
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(set(KINDS) - {"array_record", "coco_to_pascal"})
+)
+def test_the_doctor_recognises_the_files_of_every_row(tmp_path, kind):
+    """COCO -> Pascal has no files of its own; packed data is in test_packed.py."""
+    root = benchmark_files.write(kind, tmp_path / "data")
+    assert doctor.recognise(root) == kind
+    assert BENCHMARKS[kind].test in doctor.find_splits(root, kind)
 
 
 def test_voc_classes_have_the_coco_ranks_of_their_namesakes():

@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from data_prep import array_records
-from diffup_jax.data import episodes, lists, packed, pipeline, rasters
+from diffup_jax.data import doctor, episodes, lists, packed, pipeline, rasters
 from diffup_jax.data.augment import Augment
+from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.cues import Conventions
-from diffup_jax.data.sources import open_source
+from diffup_jax.data.sources import open_source, rules_of
 from diffup_jax.types import DiffUpError
 from tests import datasets
 
@@ -212,6 +213,19 @@ def test_a_smaller_min_area_is_refused(tmp_path):
         assert again.by_class == lists.by_class
     with pytest.raises(DiffUpError, match=r"min_area is 0.01 .* packed with 0.05"):
         packed_again(tmp_path, "test", 0.01)
+
+
+def test_packed_data_keeps_the_rules_of_what_was_packed(tmp_path):
+    root = datasets.write_label_maps(tmp_path / "data", train=5, test=5)
+    assert command("label_map", root, "train", tmp_path) == 0
+    assert doctor.recognise(tmp_path) == "array_record"
+    assert doctor.find_splits(tmp_path, "array_record") == ("train",)
+    again = packed_again(tmp_path, "train")
+    assert rules_of(again, "array_record") is BENCHMARKS["label_map"]
+    part = dataclasses.replace(again, kind="pascal_part")
+    assert rules_of(part, "array_record").distinct
+    with pytest.raises(DiffUpError, match="data kind 'gone'.*Pack the data again"):
+        rules_of(dataclasses.replace(again, kind="gone"), "array_record")
 
 
 def test_packing_is_idempotent(tmp_path, capsys):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from diffup_jax.data import draws as rules
 from diffup_jax.data import episodes, protocols
+from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.protocols import PROTOCOLS
 from diffup_jax.types import DiffUpError
 
@@ -57,9 +58,9 @@ def crowded(seed: int, images: int = 120) -> Squares:
 
 def make(source, name, *, kind="voc", shots=2, ways=1, count=40, seed=0):
     protocol = PROTOCOLS[name]
-    pool = rules.pool_of(source, CLASSES, protocol=protocol, kind=kind)
+    pool = rules.pool_of(source, CLASSES, protocol=protocol, benchmark=BENCHMARKS[kind])
     drawn = rules.evaluation_draws(
-        pool, CLASSES, protocol=protocol, kind=kind,
+        pool, CLASSES, protocol=protocol, benchmark=BENCHMARKS[kind],
         shots=shots, ways=ways, count=count, seed=seed,
     )  # fmt: skip
     return pool, drawn
@@ -69,13 +70,12 @@ def test_the_rows_say_what_the_papers_say():
     hsnet, pfenet, denet = (PROTOCOLS[name] for name in ("hsnet", "pfenet", "denet"))
     assert (hsnet.frame, hsnet.scored_at, hsnet.seed) == ("square", "network", 0)
     assert hsnet.query_ignore and not hsnet.support_ignore and not hsnet.distinct
-    assert protocols.image_size(hsnet, "voc") is None
+    assert hsnet.image_sizes == {} == hsnet.min_area
     assert (pfenet.frame, pfenet.scored_at) == ("pad", "original")
     assert pfenet.min_pixels == 2048
-    assert [protocols.image_size(pfenet, k) for k in ("voc", "coco")] == [473, 641]
-    assert protocols.image_size(denet, "coco") == 321 and denet.skip_empty
-    assert [protocols.min_area(denet, k) for k in ("voc", "coco")] == [0.02, 0.01]
-    assert protocols.min_area(hsnet, "voc") == 0
+    assert pfenet.image_sizes == {"pascal": 473, "coco": 641}
+    assert set(denet.image_sizes.values()) == {321} and denet.skip_empty
+    assert (denet.min_area["pascal"], denet.min_area["coco"]) == (0.02, 0.01)
     changed = {"name", "used_by", "scored_at", "distinct"}
     original = PROTOCOLS["original"]
     assert {
@@ -97,8 +97,8 @@ def test_the_rows_say_what_the_papers_say():
 )
 def test_numbers_of_episodes(name, kind, count):
     lists = dict.fromkeys(range(3), ("a", "b", "c", "d"))
-    assert count == protocols.episode_count(
-        PROTOCOLS[name], kind, images_by_class=lists
+    assert count == rules.episode_count(
+        rules.Pool(lists, lists), protocol=PROTOCOLS[name], benchmark=BENCHMARKS[kind]
     )
 
 
@@ -118,7 +118,9 @@ def test_one_line_for_each_protocol():
 )
 def test_a_class_counts_from_its_smallest_allowed_area_on(name, kind, least):
     source = Squares({f"i{n}": {0: n} for n in (least - 1, least, least + 1)})
-    pool = rules.pool_of(source, (0,), protocol=PROTOCOLS[name], kind=kind)
+    pool = rules.pool_of(
+        source, (0,), protocol=PROTOCOLS[name], benchmark=BENCHMARKS[kind]
+    )
     assert pool.large[0] == [f"i{least}", f"i{least + 1}"]
     assert len(pool.anywhere[0]) == 3
 
@@ -176,20 +178,23 @@ def test_denet_leaves_out_what_it_cannot_draw():
     both = {f"b{n}": {0: 900, 1: 900} for n in range(9)}
     denet = PROTOCOLS["denet"]
     options = {"protocol": denet, "shots": 2}
-    pool = rules.pool_of(Squares(alone | both), (0, 1), protocol=denet, kind="voc")
+    voc = BENCHMARKS["voc"]
+    pool = rules.pool_of(Squares(alone | both), (0, 1), protocol=denet, benchmark=voc)
     with pytest.raises(DiffUpError, match="class 1 has 0 image"):
         rules.evaluation_draws(
-            pool, (0, 1), kind="voc", ways=1, count=4, seed=0, **options
+            pool, (0, 1), benchmark=voc, ways=1, count=4, seed=0, **options
         )
     kept = rules.usable_classes(pool, (0, 1), ways=1, **options)
     assert kept == (0,)
     drawn = rules.evaluation_draws(
-        pool, kept, kind="voc", ways=1, count=30, seed=0, **options
+        pool, kept, benchmark=voc, ways=1, count=30, seed=0, **options
     )
     assert {d.query for d in drawn} == set(alone)
     assert rules.usable_classes(pool, (0, 1), ways=2, **options) == (0, 1)
     with pytest.raises(DiffUpError, match="no class is left"):
-        rules.evaluation_draws(pool, (), kind="voc", ways=1, count=1, seed=0, **options)
+        rules.evaluation_draws(
+            pool, (), benchmark=voc, ways=1, count=1, seed=0, **options
+        )
 
 
 def test_denet_says_when_no_query_is_left():

@@ -220,6 +220,12 @@ def read_pairs(folder: Path) -> dict[str, tuple[str, str]]:
     return {name: (images[name], masks[name]) for name in sorted(images)}
 
 
+def find_splits(root: Path) -> list[str]:
+    """The splits of one's own pictures: those with a JSON, or folders of classes."""
+    found = [path.stem for path in root.glob("*.json") if path.name != CLASSES]
+    return found or [p.parent.parent.name for p in root.glob("*/*/*.jpg")] or ["all"]
+
+
 def find_json(root: Path, split: str) -> Path | None:
     """The COCO instances JSON of a split in `folder`, None when there is none."""
     if split != "all":

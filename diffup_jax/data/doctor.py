@@ -25,10 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffup_jax.data import (
-    class_folders,
-    inspection,
     inspection_json,
-    pascal_part,
     rasters,
     sources,
 )
@@ -88,12 +85,13 @@ def examine(root: str, *, kind: str | None, split: str | None) -> Report:
         raise DiffUpError(
             f"unknown kind {kind!r}; expected one of {', '.join(BENCHMARKS)}."
         )
+    inspect = BENCHMARKS[kind].inspect
     splits = (split,) if split is not None else find_splits(folder, kind)
     pictures, problems = _decode_all(folder)
     photographs: dict[Path, str] = {}
     for name in splits:
-        if kind in inspection.CHECKS:
-            findings = inspection.CHECKS[kind](folder, name, pictures)
+        if inspect is not None:
+            findings = inspect(folder, name, pictures)
             problems += findings.problems
             photographs |= findings.photographs
     problems += _duplicates(photographs, pictures)
@@ -106,7 +104,7 @@ def examine(root: str, *, kind: str | None, split: str | None) -> Report:
         except Exception as error:  # whatever stops a run is a finding here
             problems.append(f"split {name!r} cannot be opened: {_told(error)}")
             continue
-        problems += _mask_problems(source, name, images=kind not in inspection.CHECKS)
+        problems += _mask_problems(source, name, images=inspect is None)
         opened.append((name, source))
     if len(opened) == len(splits):
         problems += _classes_without_images([source for _, source in opened])
@@ -124,20 +122,22 @@ def recognise(root: Path) -> str:
 
     Raises DiffUpError when it looks like none, or like several.
     """
-    fits = [kind for kind, looks in _LOOKS.items() if looks(root)]
+    rows = BENCHMARKS.items()
+    fits = [kind for kind, row in rows if row.looks is not None and row.looks(root)]
     if len(fits) > 1:
         raise DiffUpError(
             f"{root} looks like {' and like '.join(fits)}; name one with --kind."
         )
     if fits:
         return fits[0]
-    if _has("*/*.jpg", "*/*.png")(root) or _has("*/*/*.jpg", "*/*/*.png")(root):
-        return "folder"
-    if _has("*.json")(root):
-        return "folder"
+    # One's own pictures: what is left.
+    pairs = [(f"{depth}/*.jpg", f"{depth}/*.png") for depth in ("*", "*/*")]
+    for patterns in (*pairs, ("*.json",)):
+        if all(any(root.glob(pattern)) for pattern in patterns):
+            return "folder"
     raise DiffUpError(
         f"{root} looks like no known data set; name it with --kind. Layouts:\n  "
-        + "\n  ".join(f"{kind}: {row.layout}" for kind, row in BENCHMARKS.items())
+        + "\n  ".join(f"{kind}: {row.layout}" for kind, row in rows)
     )
 
 
@@ -146,61 +146,13 @@ def find_splits(root: Path, kind: str) -> tuple[str, ...]:
 
     Raises DiffUpError when there is none.
     """
-    if kind in _SPLITS:
-        folder, prefix, ending = _SPLITS[kind]
-        place = (_voc(root) or root) if "ImageSets" in folder else root
-        paths = place.glob(f"{folder}{prefix}*{ending}")
-        found = [p.name.removeprefix(prefix).removesuffix(ending) for p in paths]
-    elif kind == "array_record":
-        found = [p.parent.name for p in root.glob("*/dataset_info.json")]
-    elif kind == "folder":
-        found = [p.stem for p in root.glob("*.json") if p.name != class_folders.CLASSES]
-        if not found:
-            deep = [p.parent.parent.name for p in root.glob("*/*/*.jpg")]
-            found = deep or ["all"]
-    else:
-        found = [BENCHMARKS[kind].train, BENCHMARKS[kind].test]
+    row = BENCHMARKS[kind]
+    found = (row.train, row.test) if row.splits is None else row.splits(root)
     if not found:
         raise DiffUpError(
-            f"{root} holds no split of kind {kind!r}. Layout: {BENCHMARKS[kind].layout}"
+            f"{root} holds no split of kind {kind!r}. Layout: {row.layout}"
         )
     return tuple(sorted(set(found)))
-
-
-def _has(*patterns: str) -> Callable[[Path], bool]:
-    return lambda root: all(any(root.glob(pattern)) for pattern in patterns)
-
-
-def _voc(root: Path) -> Path | None:
-    """The folder with VOC's own folders."""
-    for place in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if any(place.glob("ImageSets/Segmentation/*.txt")):
-            return place
-    return None
-
-
-# What only a folder of this kind holds; `folder` is what is left.
-_LOOKS: dict[str, Callable[[Path], bool]] = {
-    "array_record": _has("*/dataset_info.json"),
-    "coco": _has("annotations/instances_*.json"),
-    "lvis92i": _has("annotations/lvis_v1_*.json"),
-    "paco_part": _has("annotations/paco_lvis_v1_*.json"),
-    "pascal_part": _has(pascal_part.INDEX),
-    "label_map": _has("classes.json", "masks"),
-    "voc": lambda root: _voc(root) is not None,
-    "fss1000": _has("splits/trn.txt", "splits/test.txt"),
-}
-
-# Kind -> where a split's file lies: folder, what precedes its name, what follows it.
-_SPLITS = {
-    "coco": ("annotations/", "instances_", ".json"),
-    "lvis92i": ("annotations/", "lvis_v1_", ".json"),
-    "paco_part": ("annotations/", "paco_lvis_v1_", ".json"),
-    "label_map": ("", "", ".txt"),
-    "voc": ("ImageSets/Segmentation/", "", ".txt"),
-    "coco_to_pascal": ("ImageSets/Segmentation/", "", ".txt"),
-    "fss1000": ("splits/", "", ".txt"),
-}
 
 
 def _decode_all(root: Path) -> tuple[dict[Path, rasters.Facts | None], list[str]]:

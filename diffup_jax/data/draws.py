@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffup_jax.data import episodes, protocols
+from diffup_jax.data.benchmarks import Benchmark
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.data.sources import Source
@@ -35,6 +36,8 @@ from diffup_jax.types import DiffUpError
 
 # Keep streams apart from those of `episodes` under equal seed and index.
 _PFENET, _DENET = 4, 5
+# Protocols that draw by hsnet's stream.
+_STREAM = ("hsnet", "original")
 # Times the other classes of an n-way episode are drawn again for want of a query.
 _TRIES = 100
 
@@ -49,17 +52,21 @@ class Pool(NamedTuple):
 
 
 def pool_of(
-    source: Source, classes: Sequence[int], *, protocol: Protocol, kind: str
+    source: Source,
+    classes: Sequence[int],
+    *,
+    protocol: Protocol,
+    benchmark: Benchmark,
 ) -> Pool:
     """The images of a source, filtered as the protocol asks.
 
     classes: all novel classes of the fold, also those that no episode can be made of.
-    kind: the kind of data (`config.data.source`), which decides an area filter. With a
-    filter every mask is read once, about 1 ms each; open the source with min_area 0,
-    because "anywhere" is what the source lists.
+    benchmark: whose images they are, which decides an area filter. With a filter every
+    mask is read once, about 1 ms each; open the source with min_area 0, because
+    "anywhere" is what the source lists.
     """
     anywhere = {class_id: source.image_ids(class_id) for class_id in classes}
-    share = protocols.min_area(protocol, kind)
+    share = protocol.min_area.get(benchmark.family, 0.0)
     if not protocol.min_pixels and not share:
         return Pool(anywhere, anywhere)
     pairs = [(c, i) for c in classes for i in anywhere[c]]
@@ -79,12 +86,24 @@ def usable_classes(
     return tuple(c for c in classes if len(lists[c]) > shots)
 
 
+def episode_count(pool: Pool, *, protocol: Protocol, benchmark: Benchmark) -> int:
+    """Episodes of a run when the user asks for no number.
+
+    A benchmark's published number holds in hsnet and original; Pascal-Part has one
+    episode per (image, part) at most.
+    """
+    if protocol.name not in _STREAM or benchmark.episodes is None:
+        return protocol.episodes
+    pairs = sum(map(len, pool.large.values()))
+    return min(benchmark.episodes, pairs) if benchmark.capped else benchmark.episodes
+
+
 def evaluation_draws(
     pool: Pool,
     classes: Sequence[int],
     *,
     protocol: Protocol,
-    kind: str,
+    benchmark: Benchmark,
     shots: int,
     ways: int,
     count: int,
@@ -92,9 +111,9 @@ def evaluation_draws(
 ) -> tuple[Draw, ...]:
     """`count` episodes of a protocol.
 
-    classes: novel classes of the pool, increasing. kind: the kind of data, which
-    decides the order of hsnet's queries. seed: a protocol with a seed of its own
-    (`protocol.seed`) uses that one.
+    classes: novel classes of the pool, increasing. benchmark: decides the order of
+    hsnet's queries. seed: a protocol with a seed of its own (`protocol.seed`) uses that
+    one.
 
     Raises DiffUpError for a number of ways the protocol does not define or the fold
     does not have, and for a class with too few images.
@@ -108,14 +127,14 @@ def evaluation_draws(
             f"not {ways}. Protocols with {ways} ways: {', '.join(several) or 'none'}."
         )
     episodes.require_ways(classes, ways)
-    if protocol.name in ("hsnet", "original"):
+    if protocol.name in _STREAM:
         return episodes.hsnet_stream(
             pool.large,
             classes,
             shots=shots,
             count=count,
-            order=protocols.order(kind),
-            distinct=protocols.distinct(protocol, kind),
+            order=benchmark.order,
+            distinct=protocol.distinct or benchmark.distinct,
         )
     if protocol.name == "pfenet":
         return _pfenet(pool, classes, shots, count, seed)

@@ -18,7 +18,7 @@ other ways may be absent from it. The rules of this room need lists of images on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from diffup_jax.data import class_folders, voc
@@ -51,7 +50,8 @@ def inspect_label_map(root: Path, split: str, pictures: Pictures) -> Findings:
 def inspect_voc(root: Path, split: str, pictures: Pictures) -> Findings:
     """The lines of ImageSets/Segmentation/`split`.txt, their images and masks."""
     findings = Findings()
-    place = next((p for p in _voc_places(root) if (p / "JPEGImages").is_dir()), root)
+    places = [root / inside for inside in voc.INSIDE]
+    place = next((p for p in places if (p / "JPEGImages").is_dir()), root)
     masks = [place / name for name in voc.MASKS if (place / name).is_dir()]
     if not masks:
         findings.problems.append(f"{place}: has no folder {' or '.join(voc.MASKS)}")
@@ -113,20 +113,6 @@ def inspect_folder(root: Path, split: str, pictures: Pictures) -> Findings:
         if not folder.name.startswith("."):
             _class_folder(findings, folder, pictures)
     return findings
-
-
-CHECKS: dict[str, Callable[[Path, str, Pictures], Findings]] = {
-    "coco": inspect_coco,
-    "label_map": inspect_label_map,
-    "voc": inspect_voc,
-    "coco_to_pascal": inspect_voc,
-    "fss1000": inspect_fss1000,
-    "folder": inspect_folder,
-}
-
-
-def _voc_places(root: Path) -> list[Path]:
-    return [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
 
 
 def _lines(path: Path, findings: Findings) -> list[str]:

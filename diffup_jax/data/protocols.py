@@ -2,7 +2,8 @@
 
 Numbers of two protocols must not stand in one table: the image size, the pixels that
 are scored, the objects that count and the episodes all differ. This room only states
-the rules; `draws` makes the episodes, `frames` the images, the evaluation the score.
+the rules; what they ask of a benchmark stands in its row of benchmarks.py. `draws`
+makes the episodes, `frames` the images, the evaluation the score.
 
 Sources: the published code of HSNet, PFENet and DENet; "original" and "clean" are
 this project's. What a protocol leaves open, or fixes for Pascal and COCO only, is our
@@ -12,34 +13,11 @@ choice and marked (ours).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from diffup_jax.types import DiffUpError
 
 DEFAULT = "hsnet"
-
-# Kinds of data whose images are COCO's or Pascal's: protocols fix sizes for these two.
-_FAMILY = {
-    "coco": "coco",
-    "lvis92i": "coco",
-    "paco_part": "coco",
-    "voc": "pascal",
-    "pascal_part": "pascal",
-    "coco_to_pascal": "pascal",
-}
-
-# Where class and query of an hsnet episode come from, see `episodes.hsnet_stream`.
-_ORDERS = {
-    "voc": "listed",
-    "coco_to_pascal": "listed",  # (ours)
-    "fss1000": "folders",
-    "lvis92i": "turns",
-    "pascal_part": "turns",
-}
-# Kinds whose supports never repeat, in any protocol.
-_DISTINCT = ("pascal_part",)
-# Episodes of an hsnet run where they are not 1000.
-_EPISODES = {"fss1000": 2400, "lvis92i": 2300, "paco_part": 2500, "pascal_part": 2500}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +28,21 @@ class Protocol:
     frame: how an image enters the network. "square": resized to a square, both sides
         freely; "pad": the longer side is resized, the rest is zeros, which are
         ignored.
-    image_sizes: pixels per side by family of images ("coco", "pascal", "other");
+    image_sizes: the published pixels per side by family of images ("coco", "pascal");
         empty: the method's own choice.
     scored_at: "network": label nearest-resized to the network's size; "original": the
         answer resized to the query's own size.
     min_pixels: a class counts in an image with at least so many pixels of its own.
-    min_area: the same as a share of the image, by family; empty: no such rule.
+    min_area: the same as a share of the image, by family ("coco", "pascal", "other");
+        empty: no such rule.
     query_ignore: ignored pixels (255 in Pascal) are left out of the score; False: they
         are background. support_ignore: they are unknown in supports; False: they are
         background.
     distinct: no support repeats. (The query is never a support.)
     balanced: every class is equally often way 0.
     most_ways: ways that are defined.
-    episodes: per fold. seed: the published one; None: any, it is part of the setting.
+    episodes: per fold, where the benchmark has no number of its own (`draws`).
+    seed: the published one; None: any, it is part of the setting.
     skip_empty: queries whose resized mask is empty are left out of the score.
     """
 
@@ -118,7 +98,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="pfenet",
             used_by="PFENet, BAM, HDMNet",
             frame="pad",
-            image_sizes={"pascal": 473, "coco": 641, "other": 473},
+            image_sizes={"pascal": 473, "coco": 641},
             scored_at="original",
             min_pixels=2 * 32 * 32,
             min_area={},
@@ -135,7 +115,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="denet",
             used_by="DENet",
             frame="square",
-            image_sizes={"pascal": 321, "coco": 321, "other": 321},
+            image_sizes={"pascal": 321, "coco": 321},
             scored_at="network",
             min_pixels=0,
             min_area={"pascal": 0.02, "coco": 0.01, "other": 0.01},
@@ -178,42 +158,6 @@ def get(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def image_size(protocol: Protocol, kind: str) -> int | None:
-    """Pixels per side for a kind of data; None where the protocol leaves it open."""
-    return protocol.image_sizes.get(_FAMILY.get(kind, "other"))
-
-
-def min_area(protocol: Protocol, kind: str) -> float:
-    """The share of an image a class must at least cover, 0 for any pixel."""
-    return protocol.min_area.get(_FAMILY.get(kind, "other"), 0.0)
-
-
-def order(kind: str) -> str:
-    """Where class and query of an hsnet or original episode of this kind come from."""
-    return _ORDERS.get(kind, "class")
-
-
-def distinct(protocol: Protocol, kind: str) -> bool:
-    """Whether supports of an episode all differ."""
-    return protocol.distinct or kind in _DISTINCT
-
-
-def episode_count(
-    protocol: Protocol, kind: str, *, images_by_class: Mapping[int, Sequence[str]]
-) -> int:
-    """Episodes of a run when the user asks for no number.
-
-    Pascal-Part has one episode per (image, part), at most 2500; the other benchmarks
-    have their published number in hsnet and original, and 1000 elsewhere.
-    """
-    if protocol.name not in ("hsnet", "original"):
-        return protocol.episodes
-    count = _EPISODES.get(kind, protocol.episodes)
-    if kind == "pascal_part":
-        count = min(count, sum(map(len, images_by_class.values())))
-    return count
-
-
 def lines() -> list[str]:
     """One line per protocol, for help texts and docs."""
     return [f"{row.name}: {_line(row)}" for row in PROTOCOLS.values()]
@@ -221,7 +165,7 @@ def lines() -> list[str]:
 
 def _line(row: Protocol) -> str:
     frame = "square resize" if row.frame == "square" else "longer side, zero pad"
-    sizes = sorted({row.image_sizes[f] for f in row.image_sizes if f != "other"})
+    sizes = sorted(set(row.image_sizes.values()))
     size = f" to {' or '.join(map(str, sizes))}" if sizes else ", any size"
     own = row.scored_at == "original"
     small = f"class >= {row.min_pixels} px" if row.min_pixels else "nothing filtered"

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int, UInt8, UInt16
 from scipy import ndimage
 
 from diffup_jax.data import coco, packed
-from diffup_jax.data.benchmarks import BENCHMARKS
+from diffup_jax.data.benchmarks import BENCHMARKS, Benchmark
 from diffup_jax.types import DiffUpError
 
 KINDS = tuple(BENCHMARKS)
@@ -117,11 +117,20 @@ def boxes(source: Source, image_id: str, class_id: int) -> Int[np.ndarray, "m 4"
     return np.array(corners, np.int64).reshape(-1, 4)
 
 
-def drawn_as(source: Source, kind: str) -> str:
-    """The kind whose rules a protocol follows for a source that was opened as `kind`:
-    packed data keeps the rules of what was packed.
+def rules_of(source: Source, kind: str) -> Benchmark:
+    """The row a protocol follows for a source that was opened as `kind`.
+
+    Packed data keeps the rules of what was packed. Raises DiffUpError when that is no
+    benchmark.
     """
-    return source.kind if isinstance(source, packed.PackedSource) else kind
+    if isinstance(source, packed.PackedSource):
+        kind = source.kind
+    if kind not in BENCHMARKS:
+        raise DiffUpError(
+            f"{source.root} was packed from the data kind {kind!r}; expected one of "
+            f"{KINDS}. Pack the data again."
+        )
+    return BENCHMARKS[kind]
 
 
 def fold_classes(source: Source, fold: int, *, role: str) -> tuple[int, ...]:

@@ -64,7 +64,8 @@ LAYOUT = (
 )
 MASKS = ("SegmentationClassAug", "SegmentationClass")
 
-_INSIDE = ("", "VOC2012", "VOCdevkit/VOC2012")
+# Where below ROOT the folders may lie.
+INSIDE = ("", "VOC2012", "VOCdevkit/VOC2012")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +189,7 @@ def wrong_labels(histogram: list[int]) -> list[int]:
 
 
 def _find(root: Path) -> tuple[Path, str]:
-    for inside in _INSIDE:
+    for inside in INSIDE:
         for masks in MASKS:
             if (root / inside / masks).is_dir():
                 return root / inside, masks

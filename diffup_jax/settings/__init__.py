@@ -162,7 +162,7 @@ def open_split(settings: Settings, split: str, *, shots: int) -> sources.Source:
     data = settings.data
     training = split == "train"
     protocol = protocols.get(settings.eval.protocol)
-    own_rule = protocol.min_pixels or protocols.min_area(protocol, data.source)
+    own_rule = protocol.min_pixels or protocol.min_area
     return sources.open_source(
         data.source,
         root=data.root if training else data.test_root or data.root,
