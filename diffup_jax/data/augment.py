@@ -12,14 +12,17 @@ grey are all affine in RGB, so they are one 3 x 4 matrix.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
+from msgspec import Meta
 from PIL import Image
 
 from diffup_jax.data.frames import View, keep_pixel
+from diffup_jax.sections import KEPT, Above, AtLeast, Section, Within
 
 # ITU-R 601 luma: the grey of PIL's own conversion.
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -31,25 +34,33 @@ _MIN_KEPT = 0.3
 _TRIES = 6
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """How far augmentation may go; `Augment()` is the recommended setting.
+_Share = Annotated[float, Within(0, 1), KEPT]
+_Change = Annotated[float, Meta(ge=0, lt=1), KEPT]
+_Side = Annotated[float, Above(0)]
+
+
+class Augment(Section):
+    """How far augmentation may go; the defaults are the recommended setting.
 
     flip: probability of mirroring. scale: (least, most) side of the window as a
     fraction of the image's side; below 1 zooms in, above 1 pads. aspect: the window's
-    two fractions differ by a factor of up to this, >= 1. brightness, contrast,
-    saturation: largest relative change, in [0, 1). hue: largest turn as a fraction of
-    the circle, in [0, 0.5]. grey: probability of losing all colour.
+    two fractions differ by a factor of up to this. brightness, contrast, saturation:
+    largest relative change. hue: largest turn as a fraction of the circle. grey:
+    probability of losing all colour.
     """
 
-    flip: float = 0.5
-    scale: tuple[float, float] = (0.5, 1.2)
-    aspect: float = 1.25
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    hue: float = 0.03
-    grey: float = 0.05
+    flip: _Share = 0.5
+    scale: Annotated[tuple[_Side, _Side], KEPT] = (0.5, 1.2)
+    aspect: Annotated[float, AtLeast(1), KEPT] = 1.25
+    brightness: _Change = 0.3
+    contrast: _Change = 0.3
+    saturation: _Change = 0.3
+    hue: Annotated[float, Within(0, 0.5), KEPT] = 0.03
+    grey: _Share = 0.05
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.scale[0] > self.scale[1]:
+            yield "scale", "(least, most), the least first"
 
 
 def augment(
