@@ -3,7 +3,6 @@
     diffup doctor DATA [--kind KIND] [--split SPLIT]
     diffup backbones list [NAME ...]
     diffup backbones fetch NAME [--weights WEIGHTS]
-    diffup backbones check NAME [--weights WEIGHTS]
 
 A command is a function that adds its arguments to a parser and one that runs and
 answers the exit status. It imports what it needs when it runs: no command waits for a
@@ -96,7 +95,7 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="see: diffup backbones list")
     parser.add_argument(
         "--weights",
@@ -115,15 +114,6 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> int:
-    from diffup_jax.backbones import check
-
-    backbone, errors = check.compare(options.name, weights=options.weights)
-    print(f"{backbone.name}: {backbone.weights} ({backbone.digest})")
-    print(check.text(errors), flush=True)
-    return int(max(errors.values()) > check.TOLERANCE)
-
-
 BACKBONES = {
     "list": Command(
         "Name, size, levels, text tower, default weights and licence of each backbone.",
@@ -131,12 +121,7 @@ BACKBONES = {
         _list,
     ),
     "fetch": Command(
-        "Download a backbone's weights and convert them.", _weights_arguments, _fetch
-    ),
-    "check": Command(
-        "Compare with the torch reference on the same weights (exit status 1).",
-        _weights_arguments,
-        _check,
+        "Download a backbone's weights and convert them.", _fetch_arguments, _fetch
     ),
 }
 
@@ -147,7 +132,7 @@ COMMANDS = {
         _doctor,
     ),
     "backbones": Command(
-        "The networks that see: list them, fetch their weights, check them.",
+        "The networks that see: list them, fetch their weights.",
         _backbones_arguments,
         _backbones,
     ),
