@@ -7,13 +7,16 @@
 A command is a function that adds its arguments to a parser and one that runs and
 answers the exit status. It imports what it needs when it runs: no command waits for a
 library that only another one uses. A DiffUpError or a wrong argument is printed as one
-message and the process exits with status 2.
+message and the process exits with status 2; with 130 when the user interrupts it, and
+quietly with 141 when the reader of its output goes away (`diffup ... | head`), as a
+shell has it for any program.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -32,6 +35,21 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status. None = the arguments of the process."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # a reader that is gone is found here, not later
+    except BrokenPipeError:
+        # What Python still holds back for the reader has to go somewhere at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="diffup", description="Few-shot semantic segmentation with DiffUp."
     )
@@ -66,7 +84,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from diffup_jax.data import doctor
 
     report = doctor.examine(options.data, kind=options.kind, split=options.split)
-    print(report.text(), flush=True)
+    print(report.text())
     return 1 if report.problems else 0
 
 
@@ -91,7 +109,7 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
 def _list(options: argparse.Namespace) -> int:
     from diffup_jax.backbones import catalogue
 
-    print(catalogue.text(catalogue.entries(options.names)), flush=True)
+    print(catalogue.text(catalogue.entries(options.names)))
     return 0
 
 
