@@ -3,18 +3,20 @@
     diffup doctor DATA [--kind KIND] [--split SPLIT]
     diffup backbones list [NAME ...]
     diffup backbones fetch NAME [--weights WEIGHTS]
-    diffup backbones check NAME [--weights WEIGHTS]
 
 A command is a function that adds its arguments to a parser and one that runs and
 answers the exit status. It imports what it needs when it runs: no command waits for a
 library that only another one uses. A DiffUpError or a wrong argument is printed as one
-message and the process exits with status 2.
+message and the process exits with status 2; with 130 when the user interrupts it, and
+quietly with 141 when the reader of its output goes away (`diffup ... | head`), as a
+shell has it for any program.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,6 +35,21 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status. None = the arguments of the process."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # a reader that is gone is found here, not later
+    except BrokenPipeError:
+        # What Python still holds back for the reader has to go somewhere at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="diffup", description="Few-shot semantic segmentation with DiffUp."
     )
@@ -67,7 +84,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from diffup_jax.data import doctor
 
     report = doctor.examine(options.data, kind=options.kind, split=options.split)
-    print(report.text(), flush=True)
+    print(report.text())
     return 1 if report.problems else 0
 
 
@@ -92,11 +109,11 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
 def _list(options: argparse.Namespace) -> int:
     from diffup_jax.backbones import catalogue
 
-    print(catalogue.text(catalogue.entries(options.names)), flush=True)
+    print(catalogue.text(catalogue.entries(options.names)))
     return 0
 
 
-def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="see: diffup backbones list")
     parser.add_argument(
         "--weights",
@@ -115,15 +132,6 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> int:
-    from diffup_jax.backbones import check
-
-    backbone, errors = check.compare(options.name, weights=options.weights)
-    print(f"{backbone.name}: {backbone.weights} ({backbone.digest})")
-    print(check.text(errors), flush=True)
-    return int(max(errors.values()) > check.TOLERANCE)
-
-
 BACKBONES = {
     "list": Command(
         "Name, size, levels, text tower, default weights and licence of each backbone.",
@@ -131,12 +139,7 @@ BACKBONES = {
         _list,
     ),
     "fetch": Command(
-        "Download a backbone's weights and convert them.", _weights_arguments, _fetch
-    ),
-    "check": Command(
-        "Compare with the torch reference on the same weights (exit status 1).",
-        _weights_arguments,
-        _check,
+        "Download a backbone's weights and convert them.", _fetch_arguments, _fetch
     ),
 }
 
@@ -147,7 +150,7 @@ COMMANDS = {
         _doctor,
     ),
     "backbones": Command(
-        "The networks that see: list them, fetch their weights, check them.",
+        "The networks that see: list them, fetch their weights.",
         _backbones_arguments,
         _backbones,
     ),

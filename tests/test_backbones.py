@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from diffup_jax import backbones
-from diffup_jax.backbones import catalogue, hub, resnet
+from diffup_jax.backbones import hub, resnet
 from diffup_jax.types import DiffUpError
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -150,6 +150,14 @@ def test_resnet_prior_levels_are_end_of_stage_3_and_all_of_stage_4():
         )
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_parameters_are_as_many_as_the_table_says(name):
+    backbone = _hollow(name)
+    towers = (backbone.params, backbone.text_params or {})
+    leaves = jax.tree.leaves([tower.get("params", {}) for tower in towers])
+    assert sum(leaf.size for leaf in leaves) == backbones.parameters(name)
+
+
 def test_parameter_counts_are_the_published_ones():
     """torchvision's 25 557 032 and 44 549 160 less the 2048x1000 head and its bias."""
     for name, total, width in (
@@ -159,9 +167,9 @@ def test_parameter_counts_are_the_published_ones():
         ("resnet101", 44_549_160, 2048),
         ("resnet152", 60_192_808, 2048),
     ):
-        assert catalogue.count(name) == total - width * 1000 - 1000
-    assert catalogue.count("resnet50_os8") == catalogue.count("resnet50")
-    assert catalogue.count("tiny") <= 1_500_000
+        assert backbones.parameters(name) == total - width * 1000 - 1000
+    assert backbones.parameters("resnet50_os8") == backbones.parameters("resnet50")
+    assert backbones.parameters("tiny") <= 1_500_000
 
 
 def test_dilated_networks_keep_the_grid():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -60,6 +61,36 @@ def test_version_is_told(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
     assert stopped.value.code == 0 and __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["backbones", "list"], ["doctor", "."]])
+def test_a_reader_that_goes_away_ends_it_quietly(words, sound):
+    """As in `diffup ... | head`; here the reader is gone before the first word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "diffup_jax", *words],
+            cwd=sound,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    command = dataclasses.replace(cli.COMMANDS["doctor"], run=interrupted)
+    monkeypatch.setitem(cli.COMMANDS, "doctor", command)
+    assert cli.main(["doctor", "."]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_doctor_works_without_jax(sound):

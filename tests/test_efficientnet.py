@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import backbones, weights
-from diffup_jax.backbones import catalogue, efficientnet
+from diffup_jax.backbones import efficientnet
 
 SMALL = efficientnet.Variant(
     widths=(8, 16, 16, 24, 24, 32, 40), depths=(1, 2, 1, 1, 2, 1, 1), hub="", licence=""
@@ -25,7 +25,7 @@ SMALL = efficientnet.Variant(
 )
 def test_parameter_counts_are_the_published_ones(name, total):
     """Less the classifier of 1000 classes, 1 281 000."""
-    assert catalogue.count(name) == total - 1_281_000
+    assert backbones.parameters(name) == total - 1_281_000
 
 
 def test_bfloat16_is_near_float32():

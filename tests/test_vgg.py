@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import backbones, weights
-from diffup_jax.backbones import catalogue, vgg
+from diffup_jax.backbones import vgg
 
 SMALL = vgg.VARIANTS["vgg16_bn"]._replace(widths=(4, 6, 8, 8, 12))
 
@@ -19,7 +19,7 @@ def _params(variant):
 @pytest.mark.parametrize(("name", "total"), [("vgg16", 0), ("vgg16_bn", 8448)])
 def test_parameter_counts_are_the_published_ones(name, total):
     """138 357 544 and 138 365 992, less the classifier's 123 642 856."""
-    assert catalogue.count(name) == 138_357_544 - 123_642_856 + total
+    assert backbones.parameters(name) == 138_357_544 - 123_642_856 + total
 
 
 def test_prior_levels_are_conv4_3_and_stage_5():

@@ -11,9 +11,9 @@ channels, float32 whatever it computes in. It is frozen: gradients stop at its o
 One with a text tower also answers `features.joint` [b p q d], and `encode_text` [n d],
 both of length 1: their product is the dense image-text similarity.
 
-Networks are files here with `VARIANTS`, `recipe(name)`, `recipe_of(variant)` and
-`from_config(config)`; a new one is one more word in `_FAMILIES`. They are imported when
-the first name is looked up.
+Networks are files here with `VARIANTS`, `PARAMETERS` (how many each variant has),
+`recipe(name)`, `recipe_of(variant)` and `from_config(config)`; a new one is one more
+word in `_FAMILIES`. They are imported when the first name is looked up.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ __all__ = [
     "hollow",
     "locate",
     "names",
+    "parameters",
     "recipe",
     "shapes",
     "to_network",
@@ -65,6 +66,13 @@ def names() -> tuple[str, ...]:
 def recipe(name: str, *, dtype: str = "float32") -> Recipe:
     """What the table says about `name`. Raises DiffUpError for an unknown name."""
     return _family(name).recipe(name, dtype=dtype_of(dtype))
+
+
+def parameters(name: str) -> int:
+    """How many trained parameters `name` has, all towers together, from its family's
+    table; the statistics of norms are none. Raises DiffUpError for an unknown name.
+    """
+    return _family(name).PARAMETERS[name]
 
 
 def get(name: str, *, weights: str | None, dtype: str = "float32") -> Backbone:

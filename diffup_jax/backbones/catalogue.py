@@ -1,28 +1,17 @@
-"""F2: the table of all backbones as a person reads it (`diffup backbones list`).
-
-Parameters are counted from the modules' shapes. That takes half a second for each
-network, so the counts are kept in the store of converted weights, under the hash of the
-code they were counted from.
-"""
+"""F2: the table of all backbones as a person reads it (`diffup backbones list`)."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from diffup_jax import backbones
-from diffup_jax.backbones import stores
 from diffup_jax.types import Level
 
 
 class Entry(NamedTuple):
-    """One line: `parameters` counts both towers, `levels` are the ones shown."""
+    """One line: `parameters` is of all towers, `levels` are the ones shown."""
 
     name: str
     parameters: int
@@ -36,7 +25,6 @@ def entries(names: Sequence[str]) -> list[Entry]:
     """Those backbones with all their levels; all backbones, with the levels of their
     priors, when `names` is empty. Raises DiffUpError for an unknown name.
     """
-    counts = _counts(names or backbones.names())
     found = []
     for name in names or backbones.names():
         recipe = backbones.recipe(name)
@@ -44,7 +32,7 @@ def entries(names: Sequence[str]) -> list[Entry]:
         found.append(
             Entry(
                 name=name,
-                parameters=counts[name],
+                parameters=backbones.parameters(name),
                 levels=tuple(shown),
                 text=recipe.text is not None,
                 weights="packaged" if recipe.packaged else recipe.hub or "none",
@@ -66,7 +54,7 @@ def text(entries: Sequence[Entry]) -> str:
                 "yes" if entry.text else "no",
                 entry.licence,
                 entry.weights,
-                levels_text(entry.levels),
+                _levels_text(entry.levels),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -76,7 +64,7 @@ def text(entries: Sequence[Entry]) -> str:
     )
 
 
-def levels_text(levels: Sequence[Level]) -> str:
+def _levels_text(levels: Sequence[Level]) -> str:
     """`stage3.block5: 16 x 1024, stage4.block0 stage4.block1: 32 x 2048`: neighbours of
     one stride and size are told together.
     """
@@ -85,33 +73,3 @@ def levels_text(levels: Sequence[Level]) -> str:
         f"{' '.join(level.name for level in group)}: {stride} x {channels}"
         for (stride, channels), group in groups
     )
-
-
-def count(name: str) -> int:
-    """Trained parameters of all towers; norm statistics are none."""
-    shapes = backbones.shapes(backbones.recipe(name))
-    leaves = jax.tree.leaves([part["params"] for part in shapes.values()])
-    return sum(int(np.prod(leaf.shape)) for leaf in leaves)
-
-
-def _counts(names: Sequence[str]) -> dict[str, int]:
-    folder = stores.cache_folder()
-    file = folder / f"counts-{stores.converter('')}.json"
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    new = {name: count(name) for name in names if name not in known}
-    if new:
-        known |= new
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(partial, file)
-            for old in folder.glob("counts-*.json"):
-                if old != file:
-                    old.unlink(missing_ok=True)
-        except OSError:
-            pass  # counted again next time
-    return known

@@ -138,6 +138,16 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+# Trained parameters of both towers.
+PARAMETERS: dict[str, int] = {
+    "clip_b32": 151_277_313,
+    "clip_b16": 149_620_737,
+    "clip_l14": 427_616_513,
+    "clip_l14_336": 427_944_193,
+    "tiny_clip_s": 235_009,
+    "tiny_clip_m": 1_186_177,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

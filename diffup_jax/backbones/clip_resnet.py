@@ -80,6 +80,12 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+# Trained parameters of both towers; the statistics of norms are none.
+PARAMETERS: dict[str, int] = {
+    "clip_rn50": 102_007_137,
+    "clip_rn101": 119_688_033,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

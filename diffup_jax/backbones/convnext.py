@@ -71,6 +71,18 @@ VARIANTS: dict[str, Variant] = {
     "convnextv2_h": _row("huge", 352, (3, 3, 27, 3)),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "convnextv2_atto": 3_386_760,
+    "convnextv2_femto": 4_847_472,
+    "convnextv2_pico": 8_552_256,
+    "convnextv2_nano": 14_981_520,
+    "convnextv2_t": 27_864_960,
+    "convnextv2_b": 87_690_752,
+    "convnextv2_l": 196_416_768,
+    "convnextv2_h": 657_467_008,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

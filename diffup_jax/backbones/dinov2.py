@@ -75,6 +75,18 @@ VARIANTS: dict[str, Variant] = _PLAIN | {
     for name, plain in _PLAIN.items()
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "dinov2_s14": 22_056_192,
+    "dinov2_b14": 86_579_712,
+    "dinov2_l14": 304_367_616,
+    "dinov2_g14": 1_136_479_232,
+    "dinov2_s14_reg": 22_057_728,
+    "dinov2_b14_reg": 86_582_784,
+    "dinov2_l14_reg": 304_371_712,
+    "dinov2_g14_reg": 1_136_485_376,
+}
+
 # What a config.json may leave out: the defaults of the two config classes.
 _DEFAULTS = {
     "hidden_size": 768,

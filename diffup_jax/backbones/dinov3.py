@@ -90,6 +90,16 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "dinov3_s16": 21_596_160,
+    "dinov3_s16plus": 28_692_480,
+    "dinov3_b16": 85_659_648,
+    "dinov3_l16": 303_128_576,
+    "dinov3_l16_sat": 303_128_576,
+    "dinov3_h16plus": 840_591_360,
+}
+
 # What a config.json may leave out: the defaults of the config class.
 _DEFAULTS = {
     "patch_size": 16,

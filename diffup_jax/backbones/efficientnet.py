@@ -98,6 +98,15 @@ VARIANTS: dict[str, Variant] = {
     )
 }
 
+# Trained parameters; the statistics of norms are none.
+PARAMETERS: dict[str, int] = {
+    "efficientnet_lite0": 3_371_008,
+    "efficientnet_lite1": 4_135_680,
+    "efficientnet_lite2": 4_811_072,
+    "efficientnet_lite3": 6_916_096,
+    "efficientnet_lite4": 11_725_568,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

@@ -122,6 +122,22 @@ VARIANTS["tiny"] = Variant(
     licence="MIT",
 )
 
+# Trained parameters; the statistics of norms are none.
+PARAMETERS: dict[str, int] = {
+    "resnet18": 11_176_512,
+    "resnet34": 21_284_672,
+    "resnet50": 23_508_032,
+    "resnet101": 42_500_160,
+    "resnet152": 58_143_808,
+    "resnet50_os16": 23_508_032,
+    "resnet50_os8": 23_508_032,
+    "resnet101_os16": 42_500_160,
+    "resnet101_os8": 42_500_160,
+    "resnet152_os16": 58_143_808,
+    "resnet152_os8": 58_143_808,
+    "tiny": 956_064,
+}
+
 
 def recipe(name: str, *, dtype) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

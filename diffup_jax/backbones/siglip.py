@@ -112,6 +112,27 @@ VARIANTS: dict[str, Variant] = {
     "siglip2_g16_384": _variant(_GIANT, 16, 384, "giant-opt-patch16-384"),
 }
 
+# Trained parameters of both towers.
+PARAMETERS: dict[str, int] = {
+    "siglip2_b32_256": 376_856_066,
+    "siglip2_b16_224": 375_187_970,
+    "siglip2_b16_256": 375_234_050,
+    "siglip2_b16_384": 375_479_810,
+    "siglip2_b16_512": 375_823_874,
+    "siglip2_b16_naflex": 375_234_050,
+    "siglip2_l16_256": 881_526_786,
+    "siglip2_l16_384": 881_854_466,
+    "siglip2_l16_512": 882_313_218,
+    "siglip2_so400m14_224": 1_135_463_602,
+    "siglip2_so400m14_384": 1_136_008_498,
+    "siglip2_so400m16_256": 1_135_670_962,
+    "siglip2_so400m16_384": 1_136_039_602,
+    "siglip2_so400m16_512": 1_136_555_698,
+    "siglip2_so400m16_naflex": 1_135_670_962,
+    "siglip2_g16_256": 1_871_393_906,
+    "siglip2_g16_384": 1_871_885_426,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

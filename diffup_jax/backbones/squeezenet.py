@@ -66,6 +66,12 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "squeezenet1_1": 722_496,
+    "squeezenet1_0": 735_424,
+}
+
 # Channels of each squeeze convolution; both expand convolutions have four times that.
 _SQUEEZE = {
     "fire2": 16,

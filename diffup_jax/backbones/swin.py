@@ -103,6 +103,16 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "swin_t": 27_519_354,
+    "swin_s": 48_837_258,
+    "swin_b": 86_743_224,
+    "swin_b_384": 86_878_584,
+    "swin_l": 194_995_476,
+    "swin_l_384": 195_198_516,
+}
+
 
 def recipe(name: str, *, dtype: Any) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

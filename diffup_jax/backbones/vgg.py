@@ -51,6 +51,12 @@ VARIANTS: dict[str, Variant] = {
     "vgg16_bn": _VGG16._replace(norm=True, hub="timm/vgg16_bn.tv_in1k"),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "vgg16": 14_714_688,
+    "vgg16_bn": 14_723_136,
+}
+
 
 def recipe(name: str, *, dtype) -> Recipe:
     """Everything `backbones.get` needs for the variant `name` (a key of VARIANTS)."""

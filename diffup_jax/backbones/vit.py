@@ -69,6 +69,19 @@ VARIANTS: dict[str, Variant] = {
     "mae_l16": _L16._replace(**_MAE, hub="facebook/vit-mae-large"),
 }
 
+# Trained parameters.
+PARAMETERS: dict[str, int] = {
+    "vit_s16": 21_665_664,
+    "vit_b16": 85_798_656,
+    "vit_l16": 303_301_632,
+    "dino_s16": 21_665_664,
+    "dino_s8": 21_670_272,
+    "dino_b16": 85_798_656,
+    "dino_b8": 85_807_872,
+    "mae_b16": 85_798_656,
+    "mae_l16": 303_301_632,
+}
+
 # What a config.json may leave out: the defaults of both config classes.
 _DEFAULTS = {
     "hidden_size": 768,

@@ -1,7 +1,7 @@
 """EfficientNet-Lite against its torch reference, level by level, in both layouts.
 
 Neither transformers nor this project's extras have it, so the reference is
-`torch_reference.EfficientNetLite`, which pads and repeats by rules of its own. Norm
+`efficientnet_lite.EfficientNetLite`, which pads and repeats by rules of its own. Norm
 statistics are random.
 """
 
@@ -18,7 +18,8 @@ torch = pytest.importorskip(
 import safetensors.torch  # noqa: E402
 
 from diffup_jax import weights  # noqa: E402
-from diffup_jax.backbones import efficientnet, torch_reference  # noqa: E402
+from diffup_jax.backbones import efficientnet  # noqa: E402
+from tests.parity import efficientnet_lite  # noqa: E402
 from tests.parity.agreement import agree_all  # noqa: E402
 
 SMALL = efficientnet.Variant(
@@ -28,7 +29,7 @@ SMALL = efficientnet.Variant(
 
 def _reference():
     torch.manual_seed(0)
-    model = torch_reference.EfficientNetLite(SMALL)
+    model = efficientnet_lite.EfficientNetLite(SMALL)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -166,24 +166,6 @@ def test_full_size_resnet50_agrees_with_the_reference(tmp_path, monkeypatch):
     _assert_levels_agree(variant, backbone.params, model, images)
 
 
-def test_the_torch_reference_of_check_is_the_same_network(tmp_path):
-    from diffup_jax.backbones import torch_reference
-
-    model = _reference(SMALL)
-    state = {
-        _torchvision_key(key): torch.from_numpy(np.array(value))
-        for key, value in _file_keys(model, tmp_path).items()
-    }
-    plain = torch_reference.ResNet(SMALL).eval()
-    plain.load_state_dict(state, strict=False)
-    images = np.random.default_rng(1).normal(size=(1, 64, 32, 3)).astype("float32")
-    expected = _reference_levels(model, SMALL, images)
-    with torch.no_grad():
-        found = plain(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    assert list(found) == list(expected)
-    agree_all({k: v.numpy().transpose(0, 2, 3, 1) for k, v in found.items()}, expected)
-
-
 def _torchvision_key(key: str) -> str:
     """The torchvision name of a Hugging Face key; both name the same network."""
     key = key.removeprefix("resnet.")
