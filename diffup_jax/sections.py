@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -30,11 +31,13 @@ class Role(enum.Flag):
 
     FREE = 0
     RUN = 1
-    KEPT = 2 | 1
-    MODEL = 4 | 1
+    KEPT = 2
+    MODEL = 4
 
 
-FREE, KEPT, MODEL = Role.FREE, Role.KEPT, Role.MODEL
+FREE = Role.FREE
+KEPT = Role.RUN | Role.KEPT
+MODEL = Role.RUN | Role.MODEL
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +92,8 @@ def read(kind: type, values: Any, name: str, problems: list[str]) -> Any:
         return None
     found = kind(**fields)
     for key, expected in found.problems():
-        problems.append(f"{name}.{key}: got {fields.get(key)!r}, expected {expected}")
+        value = operator.attrgetter(key)(found)
+        problems.append(f"{name}.{key}: got {value!r}, expected {expected}")
     return None if len(problems) > before else found
 
 
@@ -129,7 +133,8 @@ def role_of(hint: Any) -> Role:
 
 
 def _field(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
-    bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    annotated = typing.get_origin(hint) is typing.Annotated
+    bare = typing.get_args(hint)[0] if annotated else hint
     if typing.get_origin(bare) is dict:
         return _named(value, typing.get_args(bare)[1], where, problems)
     if isinstance(bare, type) and issubclass(bare, Section):

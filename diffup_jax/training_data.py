@@ -1,4 +1,4 @@
-"""F5: what a run trains on: batches of new episodes, or of those a prior cache keeps.
+"""F6: what a run trains on: batches of new episodes, or of those a prior cache keeps.
 
 Batches are the same for any number of workers, devices and restarts.
 """
@@ -15,113 +15,98 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffup_jax import __version__, prior_cache
-from diffup_jax import settings as setup
+from diffup_jax import __version__, prior_cache, sections
+from diffup_jax.config import Settings
+from diffup_jax.data import batches as making
 from diffup_jax.data import cues, episodes, pipeline
 from diffup_jax.data.sources import Source
-from diffup_jax.methods import REVISION, prior
-from diffup_jax.settings import Settings
-
-# Sections and keys of a config that what a prior cache keeps depends on.
-_CACHED = ("data", "augment", "prior")
-_CACHED_TRAIN = ("max_shots", "ways", "cues", "fewest_points")
+from diffup_jax.methods import Method
+from diffup_jax.sections import Role
+from diffup_jax.types import Episode
 
 
-def batches(settings: Settings, source, classes, *, steps: int | None = None) -> Any:
-    """The run's dataset of training batches, this process's share."""
-    options = settings.train
-    return pipeline.training_dataset(
-        source,
-        classes,
+def recipe_of(
+    settings: Settings,
+    source: Source,
+    classes: Sequence[int],
+    *,
+    texts: tuple[making.Texts, ...] = (),
+) -> making.Training:
+    """What the run's training episodes are made of."""
+    train = settings.train
+    return making.Training(
+        source=source,
+        classes=tuple(classes),
         seed=settings.seed,
-        steps=steps or options.steps,
-        batch_size=options.batch_size,
-        image_size=settings.data.image_size,
-        max_shots=options.max_shots,
-        ways=options.ways,
-        cues=options.cues,
-        conventions=setup.conventions(settings),
-        fewest_points=options.fewest_points,
+        data=settings.data,
         augment=settings.augment,
-        on_error=settings.data.on_error,
+        batch_size=train.batch_size,
+        max_shots=train.max_shots,
+        ways=train.ways,
+        cues=train.cues,
+        fewest_points=train.fewest_points,
+        texts=texts,
+    )
+
+
+def batches(recipe: making.Training, *, steps: int) -> grain.MapDataset:
+    """The run's dataset of training batches, this process's share."""
+    return pipeline.training_dataset(
+        recipe,
+        steps=steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def cached_batches(
-    settings: Settings,
-    method: Any,
-    frozen: dict[str, Any],
-    mesh: Mesh,
-    source: Source,
-    classes: Sequence[int],
-    *,
-    steps: int,
-    workdir: str,
-) -> grain.MapDataset:
-    """The same of the run's prior cache, which is made first where it is missing.
+def class_texts(
+    method: Method, source: Source, asked: Sequence[str]
+) -> making.Texts | None:
+    """Embeddings of a source's class names; None if no cue is a text.
 
-    `steps` batches of what `method.prepare` returns; raises as `open_cache` does.
+    Nothing is run then. Raises DiffUpError as the method's `embed_text` does.
     """
-    options = settings.train
-    cache = open_cache(
-        settings,
-        method,
-        frozen,
-        mesh,
-        source,
-        classes,
-        # No more than the run looks at.
-        episodes=min(options.prior_cache, steps * options.batch_size),
-        folder=options.prior_cache_dir or f"{workdir}/prior_cache",
-    )
-    return prior_cache.batches(
-        cache,
-        steps=steps,
-        batch_size=options.batch_size,
-        seed=settings.seed,
-    )
+    if not cues.any_text(asked):
+        return None
+    return method.embed_text(source.class_names)
+
+
+def example(settings: Settings, *, text: int = 0) -> Episode:
+    """A blank episode of the run's shape, for initialisation."""
+    return making.blank(1, 1, settings.data.image_size, text=text)
 
 
 def open_cache(
     settings: Settings,
     method: Any,
+    digest: str,
     frozen: dict[str, Any],
     mesh: Mesh,
-    source: Source,
-    classes: Sequence[int],
+    recipe: making.Training,
     *,
     episodes: int,
     folder: str,
 ) -> prior_cache.PriorCache:
     """The first `episodes` training episodes as `method.prepare` makes them.
 
-    `method` is methods.diffup.DiffUp, or has a `prepare` and a `prior` like it. What is
-    in `folder` already is not made again. Row i is training episode i of `classes`.
+    What is in `folder` already is not made again. Row i is training episode i of the
+    recipe; `digest` is that of the backbone's weights.
 
     Raises:
       DiffUpError: see prior_cache.open_or_make.
     """
-    options = settings.train
+    kept = sections.fields_with(settings, Role.KEPT)
+    if not recipe.texts:
+        kept = {k: v for k, v in kept.items() if not k.startswith("prior.text.")}
     facts = {
-        "version": __version__,
-        "revision": REVISION,
-        "digest": method.prior.backbone.digest,
+        "package": __version__,
+        "method": [method.name, method.version],
+        "digest": digest,
         "seed": settings.seed,
         "episodes": episodes,
-        "mask_stride": settings.decoder.mask_stride,
-        "classes": [source.class_names[c] for c in classes],
-        **{name: setup.plain(settings)[name] for name in _CACHED},
-        "train": {name: getattr(options, name) for name in _CACHED_TRAIN},
+        "classes": [recipe.source.class_names[c] for c in recipe.classes],
+        "kept": kept,
     }
-    if cues.any_text(options.cues):
-        facts["text"] = setup.plain(settings)["text"]
-    for name in ("workers", "test_root", "test_split"):
-        facts["data"].pop(name)
-    if options.max_shots <= prior.FEW:
-        # Of few shots, what is kept is not fused yet; many are pooled by it.
-        del facts["prior"]["fusion_temperature"]
     prepare = jax.jit(
         jax.shard_map(
             method.prepare,
@@ -131,13 +116,15 @@ def open_cache(
             check_vma=False,
         )
     )
-    example = jax.eval_shape(method.prepare, frozen, setup.example_episode(settings))
+    dimensions = recipe.texts[0].shape[1] if recipe.texts else 0
+    size, ways = settings.data.image_size, recipe.ways
+    one = making.blank(1, recipe.max_shots, size, ways=ways, text=dimensions)
+    shape = jax.eval_shape(method.prepare, frozen, one)
 
     def make(first):
         # Episode i is a function of (seed, i): whole batches, the first cut to fit.
-        size = options.batch_size
-        steps = -(-episodes // size)
-        dataset = batches(settings, source, classes, steps=steps)
+        size = recipe.batch_size
+        dataset = batches(recipe, steps=-(-episodes // size))
         with contextlib.closing(
             pipeline.iterate(dataset, workers=settings.data.workers)
         ) as made_ahead:
@@ -150,11 +137,7 @@ def open_cache(
                 first -= first % size
 
     cache = prior_cache.open_or_make(
-        Path(folder),
-        facts=facts,
-        example=example,
-        episodes=episodes,
-        make=make,
+        Path(folder), facts=facts, example=shape, episodes=episodes, make=make
     )
     print(
         f"prior cache: {cache.episodes} episodes, {cache.nbytes / 1e9:.2f} GB, "

@@ -9,8 +9,8 @@ the episode is replaced by that of another index, index + a 2^40 in the a-th try
 still depends on (seed, index) and the files alone; in evaluation the batch has one
 episode less. What was left out travels with the batch.
 
-A text cue is `text_valid`; which text it is, `class_id` tells. Where "text" is one of
-the training cues, an episode has text alone as often as any other cue (1 of their
+A text cue is `text_valid`, and its embedding comes from a table with a row for each
+class of the source. Where "text" is one of the training cues, an episode has text alone as often as any other cue (1 of their
 number), and beside its shots in half of the others. With text alone no support is
 valid.
 """
@@ -21,7 +21,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from diffup_jax.data import augment as augmentation
 from diffup_jax.data import cues as cue_maker
@@ -30,11 +30,12 @@ from diffup_jax.data.augment import Augment
 from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw, training_draw
 from diffup_jax.data.frames import View
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.data.sources import Source
-from diffup_jax.types import CUES, TEXT_LENGTH, DiffUpError, Episode
+from diffup_jax.types import CUES, DiffUpError, Episode, Query, Support
 
-ON_ERROR = ("stop", "skip")
+Texts = Float[np.ndarray, "classes d"]
 
 # Keeps shot numbers, cues and augmentation apart from the stream of `training_draw`.
 _STREAM = 3
@@ -61,12 +62,14 @@ class Truth(NamedTuple):
 class EvaluationBatch(NamedTuple):
     """Some episodes of an evaluation list; rows from len(places) on are padding.
 
-    `places` int64: where each real episode stands in the list. `truths`: one per real
-    episode, or none when the protocol scores at the network's size. `empty` queries
-    and `damaged` episodes (one message each) of this stretch are left out.
+    `class_ids` [b n]: what each way asks for. `places` int64: where each real episode
+    stands in the list. `truths`: one per real episode, or none when the protocol scores
+    at the network's size. `empty` queries and `damaged` episodes (one message each) of
+    this stretch are left out.
     """
 
     episode: Episode
+    class_ids: Int[np.ndarray, "b n"]
     places: np.ndarray
     truths: tuple[Truth, ...]
     empty: int
@@ -75,70 +78,92 @@ class EvaluationBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """See `pipeline.training_dataset`; `first_row`, `rows` are this process's part."""
+    """What training episodes are made of.
+
+    classes: those that train. batch_size: episodes of a step, of all processes
+    together; max_shots, ways, cues, fewest_points: see config.TrainSettings. augment:
+    None = only resized. texts: a table of embeddings for each backbone that the steps
+    take in turn, () = none is read. first_row, rows: this process's part of a batch.
+    """
 
     source: Source
     classes: tuple[int, ...]
     seed: int
+    data: DataSettings
+    augment: Augment | None
     batch_size: int
-    first_row: int
-    rows: int
-    image_size: int
     max_shots: int
     ways: int
     cues: tuple[str, ...]
-    conventions: Conventions
     fewest_points: int
-    augment: Augment | None
-    on_error: str
+    texts: tuple[Texts, ...] = ()
+    first_row: int = 0
+    rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """See `pipeline.evaluation_batches`; `kinds` is the mixture its cue names."""
+    """What evaluation episodes are made of.
+
+    numbers: the place of each draw in its list. kinds: the mixture that the cue names.
+    texts: the table of embeddings; None = none is read.
+    """
 
     source: Source
     draws: tuple[Draw, ...]
     numbers: tuple[int, ...]
     kinds: tuple[str, ...]
-    conventions: Conventions
     protocol: Protocol
-    image_size: int
+    data: DataSettings
     batch_size: int
     seed: int
-    on_error: str
+    texts: Texts | None
 
 
-def blank(rows: int, shots: int, size: int, *, ways: int = 1) -> Episode:
-    """A batch with nothing in it, to be filled in place (no copies)."""
+def blank(rows: int, shots: int, size: int, *, ways: int = 1, text: int = 0) -> Episode:
+    """A batch with nothing in it, to be filled in place (no copies).
+
+    text: dimensions of text embeddings.
+    """
+    each = (rows, ways, shots)
     return Episode(
-        query=np.zeros((rows, size, size, 3), np.uint8),
-        query_mask=np.zeros((rows, ways, size, size), bool),
-        query_valid=np.zeros((rows, size, size), bool),
-        support=np.zeros((rows, ways, shots, size, size, 3), np.uint8),
-        cue_fg=np.zeros((rows, ways, shots, size, size), bool),
-        cue_bg=np.zeros((rows, ways, shots, size, size), bool),
-        cue_kind=np.zeros((rows, ways, shots), np.int32),
-        text_ids=np.zeros((rows, ways, TEXT_LENGTH), np.int32),
-        shot_valid=np.zeros((rows, ways, shots), bool),
-        text_valid=np.zeros((rows, ways), bool),
-        class_id=np.zeros((rows, ways), np.int32),
+        Support(
+            images=np.zeros((*each, size, size, 3), np.uint8),
+            fg=np.zeros((*each, size, size), bool),
+            bg=np.zeros((*each, size, size), bool),
+            kind=np.zeros(each, np.int32),
+            valid=np.zeros(each, bool),
+            text=np.zeros((rows, ways, text), np.float32),
+            text_valid=np.zeros((rows, ways), bool),
+        ),
+        Query(
+            image=np.zeros((rows, size, size, 3), np.uint8),
+            valid=np.zeros((rows, size, size), bool),
+            mask=np.zeros((rows, ways, size, size), bool),
+        ),
     )
 
 
 def training_batch(recipe: Training, step: int) -> TrainingBatch:
     """Batch `step` of a run. Raises DiffUpError for a damaged file (see above)."""
-    size = recipe.image_size
-    batch = blank(recipe.rows, recipe.max_shots, size, ways=recipe.ways)
+    texts = recipe.texts[step % len(recipe.texts)] if recipe.texts else None
+    batch = blank(
+        recipe.rows,
+        recipe.max_shots,
+        recipe.data.image_size,
+        ways=recipe.ways,
+        text=0 if texts is None else texts.shape[1],
+    )
     first = int(step) * recipe.batch_size + recipe.first_row
     damaged: list[str] = []
     for row in range(recipe.rows):
         for attempt in range(_TRIES):
             try:
-                _fill_training(recipe, first + row + attempt * _APART, batch, row)
+                index = first + row + attempt * _APART
+                _fill_training(recipe, index, batch, row, texts)
                 break
             except DiffUpError as error:
-                if recipe.on_error == "stop":
+                if recipe.data.on_error == "stop":
                     raise
                 _clear(batch, row)
                 damaged.append(str(error))
@@ -157,7 +182,14 @@ def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
     draws = recipe.draws[part]
     ways, shots = len(draws[0].supports), len(draws[0].supports[0])
     # One compiled shape for 0 shots and for 1.
-    batch = blank(recipe.batch_size, max(shots, 1), recipe.image_size, ways=ways)
+    batch = blank(
+        recipe.batch_size,
+        max(shots, 1),
+        recipe.data.image_size,
+        ways=ways,
+        text=0 if recipe.texts is None else recipe.texts.shape[1],
+    )
+    class_ids = np.zeros((recipe.batch_size, ways), np.int32)
     places: list[int] = []
     truths: list[Truth] = []
     damaged: list[str] = []
@@ -166,21 +198,23 @@ def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
         try:
             truth = _fill_evaluation(recipe, draw, batch, row)
         except DiffUpError as error:
-            if recipe.on_error == "stop":
+            if recipe.data.on_error == "stop":
                 raise
             _clear(batch, row)
             damaged.append(str(error))
             continue
-        if recipe.protocol.skip_empty and not batch.query_mask[row, 0].any():
+        if recipe.protocol.skip_empty and not batch.query.mask[row, 0].any():
             _clear(batch, row)
             continue
+        class_ids[row] = draw.class_ids
         places.append(number)
         if truth is not None:
             truths.append(truth)
-    for leaf in batch if places else ():
+    for leaf in (*batch.support, *batch.query, class_ids) if places else ():
         leaf[len(places) :] = leaf[len(places) - 1]
     return EvaluationBatch(
         batch,
+        class_ids,
         np.array(places, np.int64),
         tuple(truths),
         len(draws) - len(places) - len(damaged),
@@ -188,7 +222,9 @@ def evaluation_batch(recipe: Evaluation, step: int) -> EvaluationBatch:
     )
 
 
-def _fill_training(recipe: Training, index: int, batch: Episode, row: int) -> None:
+def _fill_training(
+    recipe: Training, index: int, batch: Episode, row: int, texts: Texts | None
+) -> None:
     source = recipe.source
     generator = np.random.default_rng((recipe.seed, index, _STREAM))
     draw = training_draw(
@@ -203,27 +239,28 @@ def _fill_training(recipe: Training, index: int, batch: Episode, row: int) -> No
     def view(image, masks, ignore, instances) -> View:
         maps = image, masks, ignore, instances
         if recipe.augment is None:
-            size = recipe.image_size
+            size = recipe.data.image_size
             return frames.enter_support(*maps, frame="square", size=size)
         return augmentation.augment(
             *maps,
             generator=generator,
             settings=recipe.augment,
-            size=recipe.image_size,
+            size=recipe.data.image_size,
         )
 
     image, masks, ignore = _query(source, draw)
-    _put_query(batch, row, draw, view(image, masks, ignore, None))
-    batch.text_valid[row], alone = _text_drawn(recipe, index)
+    _put_query(batch, row, view(image, masks, ignore, None))
+    read, alone = _text_drawn(recipe, index)
+    _put_text(batch, row, draw, texts if read else None)
     kinds = cue_maker.marking(recipe.cues)
     for way, images in enumerate(() if alone else draw.supports):
         for shot, image_id in enumerate(images):
             kind = kinds[generator.integers(len(kinds))]
             pixels = _support(
-                source, image_id, draw.class_ids[way], kind, recipe.conventions
+                source, image_id, draw.class_ids[way], kind, recipe.data.conventions
             )
             seen, at = view(*pixels), (row, way, shot)
-            rule = recipe.conventions
+            rule = recipe.data.conventions
             if kind == "point":
                 fewest = recipe.fewest_points
                 rule = rule.with_fewer_points(generator, fewest=fewest)
@@ -244,25 +281,26 @@ def _fill_evaluation(
 ) -> Truth | None:
     """Fills a row; what it is scored against, when that is at the query's own size."""
     source, rule = recipe.source, recipe.protocol
-    entering = {"frame": rule.frame, "size": recipe.image_size}
+    entering = {"frame": rule.frame, "size": recipe.data.image_size}
     image, masks, ignore = _query(source, draw)
     if not rule.query_ignore:
         ignore = np.zeros_like(ignore)
-    _put_query(batch, row, draw, frames.enter(image, masks, ignore, None, **entering))
-    batch.text_valid[row] = cue_maker.any_text(recipe.kinds)
+    _put_query(batch, row, frames.enter(image, masks, ignore, None, **entering))
+    read = cue_maker.any_text(recipe.kinds)
+    _put_text(batch, row, draw, recipe.texts if read else None)
     kinds = cue_maker.marking(recipe.kinds)
     for way, images in enumerate(draw.supports if kinds else ()):
         for shot, image_id in enumerate(images):
             kind = kinds[shot % len(kinds)]
             class_id = draw.class_ids[way]
-            pixels = _support(source, image_id, class_id, kind, recipe.conventions)
+            pixels = _support(source, image_id, class_id, kind, recipe.data.conventions)
             if not rule.support_ignore:
                 pixels = pixels._replace(ignore=np.zeros_like(pixels.ignore))
             seen, at = frames.enter_support(*pixels, **entering), (row, way, shot)
             generator = None
             if kind in cue_maker.DRAWN:
                 generator = cue_maker.cue_generator(recipe.seed, image_id, class_id)
-            _put_support(batch, at, seen, kind, generator, recipe.conventions)
+            _put_support(batch, at, seen, kind, generator, recipe.data.conventions)
     if rule.scored_at != "original":
         return None
     return Truth(masks & ~ignore, ~ignore)
@@ -299,16 +337,23 @@ def _require_pixels(
         )
 
 
-def _put_query(batch: Episode, row: int, draw: Draw, view: View) -> None:
-    batch.query[row] = view.image
-    batch.query_mask[row] = view.masks & ~view.ignore
-    batch.query_valid[row] = ~view.ignore
-    batch.class_id[row] = draw.class_ids
+def _put_query(batch: Episode, row: int, view: View) -> None:
+    query = batch.query
+    query.image[row] = view.image
+    query.mask[row] = view.masks & ~view.ignore
+    query.valid[row] = ~view.ignore
+
+
+def _put_text(batch: Episode, row: int, draw: Draw, texts: Texts | None) -> None:
+    if texts is not None:
+        batch.support.text[row] = texts[list(draw.class_ids)]
+        batch.support.text_valid[row] = True
 
 
 def _put_support(batch, at, view: View, kind, generator, conventions) -> None:
-    batch.support[at] = view.image
-    batch.cue_fg[at], batch.cue_bg[at] = cue_maker.make_cue(
+    support = batch.support
+    support.images[at] = view.image
+    support.fg[at], support.bg[at] = cue_maker.make_cue(
         kind,
         view.masks[0],
         generator=generator,
@@ -317,10 +362,10 @@ def _put_support(batch, at, view: View, kind, generator, conventions) -> None:
         conventions=conventions,
         instances=view.instances,
     )
-    batch.cue_kind[at] = CUES.index(kind)
-    batch.shot_valid[at] = True
+    support.kind[at] = CUES.index(kind)
+    support.valid[at] = True
 
 
 def _clear(batch: Episode, row: int) -> None:
-    for leaf in batch:
+    for leaf in (*batch.support, *batch.query):
         leaf[row] = 0

@@ -9,7 +9,7 @@ from msgspec import Meta
 from diffup_jax.data import cues
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.cues import Conventions
-from diffup_jax.sections import FREE, KEPT, Above, AtLeast, OneOf, Section
+from diffup_jax.sections import FREE, KEPT, Above, AtLeast, OneOf, Role, Section
 
 _Share = Annotated[float, Meta(ge=0, lt=1), KEPT]
 
@@ -35,8 +35,8 @@ class DataSettings(Section):
     """
 
     source: Annotated[str, OneOf(*BENCHMARKS), KEPT] = "coco"
-    # Files may move: which they are, the class names and digests say.
-    root: Annotated[str, FREE] = "data/coco"
+    # The files of a run may move; a cache of other files is another cache.
+    root: Annotated[str, Role.KEPT] = "data/coco"
     test_root: Annotated[str, FREE] = ""
     train_split: Annotated[str, KEPT] = "train2014"
     test_split: Annotated[str, FREE] = "val2014"
@@ -49,7 +49,7 @@ class DataSettings(Section):
     box: Annotated[str, OneOf(*cues.BOXES), KEPT] = "tight"
     scribble: Annotated[str, OneOf(*cues.SCRIBBLES), KEPT] = "stroke"
     points: Annotated[int, AtLeast(1), KEPT] = 20
-    on_error: Annotated[Literal["stop", "skip"], FREE] = "stop"
+    on_error: Annotated[Literal["stop", "skip"], Role.KEPT] = "stop"
     val_fraction: Annotated[float, Above(0), Meta(lt=1), KEPT] = 0.05
     workers: Annotated[int, AtLeast(0), FREE] = 2
 

@@ -11,6 +11,7 @@ itself imports the jax module where it is installed).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import weakref
@@ -24,10 +25,9 @@ from absl import flags
 from diffup_jax.data import batches as making
 from diffup_jax.data import cues as cue_maker
 from diffup_jax.data import following, shared
-from diffup_jax.data.augment import Augment
 from diffup_jax.data.batches import EvaluationBatch
-from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.protocols import Protocol
 from diffup_jax.data.sources import Source, require_images
 from diffup_jax.types import CUES, DiffUpError
@@ -40,65 +40,38 @@ _ROOM = 2 << 30
 
 
 def training_dataset(
-    source: Source,
-    classes: Sequence[int],
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    image_size: int,
-    max_shots: int,
-    ways: int,
-    cues: Sequence[str],
-    conventions: Conventions,
-    fewest_points: int,
-    augment: Augment | None,
-    on_error: str,
-    process_index: int,
-    process_count: int,
+    recipe: making.Training, *, steps: int, process_index: int, process_count: int
 ) -> grain.MapDataset:
     """A dataset of `steps` `TrainingBatch`es (n = `ways`, k = `max_shots`), in order.
 
     Each episode draws its number of shots 1..max_shots and each shot its cue from
-    `cues`; a point has fewest_points..conventions.points pixels (1 <= fewest_points);
-    query and supports are augmented independently (None: only resized).
-    batch_size: episodes of all processes together; each process yields its own
-    batch_size / process_count. on_error: "stop" or "skip", see batches.py, which also
-    says when an episode has text. Images are uint8; text ids are zeros.
+    `cues`; a point has fewest_points..data.points pixels; query and supports are
+    augmented independently. Each process yields its own batch_size / process_count of
+    a batch. batches.py says when an episode has text, and what a damaged file does.
 
-    Raises DiffUpError for a batch that does not divide, an unknown cue, a class with
-    fewer than max_shots + 1 images, and fewer classes than ways.
+    Raises DiffUpError for a batch that does not divide, an unknown cue, a text without
+    a table, a class with fewer than max_shots + 1 images, and fewer classes than ways.
     """
-    if batch_size % process_count:
+    if recipe.batch_size % process_count:
         raise DiffUpError(
-            f"a batch of {batch_size} episodes does not divide among {process_count} "
-            "processes; use a multiple."
+            f"a batch of {recipe.batch_size} episodes does not divide among "
+            f"{process_count} processes; use a multiple."
         )
-    if not cues or any(kind not in CUES for kind in cues):
-        raise DiffUpError(f"training cues are {tuple(cues)}; expected some of {CUES}.")
-    if not 1 <= ways <= len(classes):
+    if not recipe.cues or any(kind not in CUES for kind in recipe.cues):
+        raise DiffUpError(f"training cues are {recipe.cues}; expected some of {CUES}.")
+    if cue_maker.any_text(recipe.cues) and not recipe.texts:
         raise DiffUpError(
-            f"{ways}-way episodes over {len(classes)} classes; expected 1 way or more "
-            "and a class for each."
+            f"training cues {recipe.cues} hold text, but there are no embeddings; "
+            "give the recipe its `texts`."
         )
-    require_images(source, classes, max_shots)
-    rows = batch_size // process_count
-    recipe = making.Training(
-        source=source,
-        classes=tuple(classes),
-        seed=seed,
-        batch_size=batch_size,
-        first_row=process_index * rows,
-        rows=rows,
-        image_size=image_size,
-        max_shots=max_shots,
-        ways=ways,
-        cues=tuple(cues),
-        conventions=conventions,
-        fewest_points=fewest_points,
-        augment=augment,
-        on_error=_known(on_error),
-    )
+    if not 1 <= recipe.ways <= len(recipe.classes):
+        raise DiffUpError(
+            f"{recipe.ways}-way episodes over {len(recipe.classes)} classes; expected "
+            "1 way or more and a class for each."
+        )
+    require_images(recipe.source, recipe.classes, recipe.max_shots)
+    rows = recipe.batch_size // process_count
+    recipe = dataclasses.replace(recipe, first_row=process_index * rows, rows=rows)
     make = functools.partial(making.training_batch, recipe)
     return grain.MapDataset.range(steps).map(make)
 
@@ -192,13 +165,12 @@ def evaluation_batches(
     *,
     numbers: Sequence[int],
     cue: str,
-    conventions: Conventions,
     protocol: Protocol,
-    image_size: int,
+    data: DataSettings,
     batch_size: int,
     seed: int,
+    texts: making.Texts | None,
     workers: int,
-    on_error: str,
 ) -> Iterator[EvaluationBatch]:
     """The draws in order; all batches have `batch_size` rows (see `EvaluationBatch`).
 
@@ -206,10 +178,10 @@ def evaluation_batches(
     joined by "+": shot i takes kind i mod their number, text being no shot; with text
     alone no shot is valid, and the draws may have none. Images and labels enter by the
     protocol's frame and are not augmented; the cue of a support depends on (seed,
-    image, class) alone. query_valid is False on ignored pixels.
+    image, class) alone. `Query.valid` is False on ignored pixels.
 
-    Raises DiffUpError for an unknown cue and for draws with unequal numbers of ways or
-    shots.
+    Raises DiffUpError for an unknown cue, a text without a table, and for draws with
+    unequal numbers of ways or shots.
     """
     sizes = {(len(draw.supports), *map(len, draw.supports)) for draw in draws}
     shots = {k for _, *each in sizes for k in each}
@@ -221,17 +193,18 @@ def evaluation_batches(
             f"{sorted(shots)} supports; expected one number of each, at least 1, for "
             "all (of supports 0 with text alone)."
         )
+    if "text" in kinds and texts is None:
+        raise DiffUpError(f"cue {cue!r} holds text, but there are no embeddings.")
     recipe = making.Evaluation(
         source=source,
         draws=tuple(draws),
         numbers=tuple(numbers),
         kinds=kinds,
-        conventions=conventions,
         protocol=protocol,
-        image_size=image_size,
+        data=data,
         batch_size=batch_size,
         seed=seed,
-        on_error=_known(on_error),
+        texts=texts,
     )
     dataset = grain.MapDataset.range(-(-len(draws) // batch_size)).map(
         functools.partial(making.evaluation_batch, recipe)
@@ -292,11 +265,3 @@ def _until_closed(batches: BatchIterator) -> Iterator[EvaluationBatch]:
             yield batch
     finally:
         batches.close()
-
-
-def _known(on_error: str) -> str:
-    if on_error not in making.ON_ERROR:
-        raise DiffUpError(
-            f"on_error is {on_error!r}; expected one of {making.ON_ERROR}."
-        )
-    return on_error

@@ -1,9 +1,9 @@
-"""F4: DiffUp. The fused prior conditions a diffusion decoder that draws the mask.
+"""F4: DiffUp. A trained decoder turns the fused prior of a query into its mask.
 
-What of an episode depends on nothing that is trained is `prepare`d once; the decoder
-is trained on it (objective.py), or asked for samples of the mask, one `lax.scan` over
-the times of the chain for all of them (chain.py). Without `process.diffusion` the same
-decoder answers once, in one forward from nothing.
+What of an episode depends on nothing that is trained is `prepare`d once; the decoder is
+trained on it (objective.py) and asked for the mask: in one forward, or, with
+`process.diffusion`, as the inner module of a chain that draws masks from noise, one
+`lax.scan` over its times for all samples (chain.py).
 
 One decoder over a frozen backbone, mean/variance condition and priors as intermediate
 states of the chain: arXiv 2407.16182.
@@ -12,88 +12,99 @@ states of the chain: arXiv 2407.16182.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Key, Shaped
 
 from diffup_jax import images
-from diffup_jax.methods import chain, correction, decision, objective
-from diffup_jax.methods.diffup.chain import SamplerSettings
-from diffup_jax.methods.prior.correction import Strokes
+from diffup_jax.backbones import Backbone
+from diffup_jax.methods.diffup import chain, objective
+from diffup_jax.methods.diffup.decoder import Decoder, Facts
 from diffup_jax.methods.diffup.disturbance import Draws, disturb
-from diffup_jax.methods.diffup.objective import LossSettings, ProcessSettings, facts_of
-from diffup_jax.types import DiffUpError, Episode
-from diffup_jax.methods.diffup.decoder import UQDD, Facts
-
-
-@runtime_checkable
-class FusesPriors(Protocol):
-    """What DiffUp needs of the training-free method below it."""
-
-    def init(self, key, episode) -> dict[str, Any]: ...
-    def priors(self, params, episode) -> Any: ...
-    def fuse(self, made, keep=None) -> Any: ...
-    def affinity_grid(self, size: tuple[int, int]) -> tuple[int, int]: ...
+from diffup_jax.methods.diffup.options import DiffUpSettings
+from diffup_jax.methods.prior import Fused, Memory, Prior, baft, correction, decision
+from diffup_jax.methods.prior.options import PriorSettings
+from diffup_jax.types import (
+    DiffUpError,
+    Episode,
+    Prediction,
+    Query,
+    Strokes,
+    Support,
+)
 
 
 class Prepared(NamedTuple):
     """All that the decoder's training takes from an episode, at R = h / mask_stride.
 
-    made: the priors before fusion (prior.Made); rgb [b r r 3] in [0, 1]; target
-    [b n r r], share of a cell that is foreground; valid [b r r] in [0, 1].
+    priors: before fusion; floor [b n], extent [b n 2]: as in prior.Memory; rgb
+    [b r s 3] in [0, 1]; target [b n r s], share of a cell that is foreground; valid
+    [b r s] in [0, 1].
     """
 
-    made: Any
+    priors: baft.Priors
+    floor: Float[Array, "b n"]
+    extent: Float[Array, "b n 2"]
     rgb: Float[Array, "b r s 3"]
     target: Float[Array, "b n r s"]
     valid: Float[Array, "b r s"]
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderSettings:
-    """mask_stride: image pixels per mask pixel (h / R); the others: see uqdd.UQDD."""
+class Observed(NamedTuple):
+    """What of an answer depends on nothing trained, and on no stroke.
 
-    size: str
-    mask_stride: int
-    query_rgb: bool
-    layout: bool
-    affinity: bool
-    scm: bool
-    dqm: bool
+    fused: the prior at its grid; extent: as in prior.Memory; image [b h w 3] as given;
+    similarity [b g g]: see correction.similarity.
+    """
+
+    fused: Fused
+    extent: Float[Array, "b n 2"]
+    image: Shaped[Array, "b h w 3"]
+    similarity: Float[Array, "b g g"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffUp:
     """The method. `params` is {"backbone": frozen, "decoder": trained}."""
 
-    prior: FusesPriors
-    decoder: DecoderSettings
-    process: ProcessSettings
-    sampler: SamplerSettings
-    losses: LossSettings
-    trainable: tuple[str, ...] = ("decoder",)
+    prior: Prior
+    settings: DiffUpSettings
+
+    name: ClassVar[str] = "diffup"
+    # 6: the decoder without affinity and layout; the chain is a module around it.
+    version: ClassVar[int] = 6
+    trainable: ClassVar[tuple[str, ...]] = ("decoder",)
+    uses_backbone: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
+    SECTIONS: ClassVar[dict[str, type]] = {
+        "prior": PriorSettings,
+        "diffup": DiffUpSettings,
+    }
+
+    @classmethod
+    def make(cls, settings: Any, backbone: Backbone) -> DiffUp:
+        """The method of a run. Raises as Prior.make does, and DiffUpError if the image
+        size does not fit the mask stride.
+        """
+        found = cls(Prior.make(settings, backbone), settings.diffup)
+        found._resolution((settings.data.image_size,) * 2)
+        return found
 
     def init(self, key: Key[Array, ""], episode: Episode) -> dict[str, Any]:
-        """Fresh decoder next to the backbone's weights.
+        """A fresh network next to the backbone's weights.
 
         Raises:
           DiffUpError: if the image size does not fit the mask stride.
         """
-        r = self._resolution(episode.query.shape[1:3])
+        r = self._resolution(episode.query.image.shape[1:3])
         maps = lambda *channels: jnp.zeros((1, *r, *channels))  # noqa: E731
-        cells = math.prod(self.prior.affinity_grid(episode.query.shape[1:3]))
-        facts = Facts(
-            mean=maps(),
-            variance=maps(),
-            extent=jnp.zeros((1, 2)),
-            layout=maps(),
-            similarity=jnp.zeros((1, cells, cells)),
-            rgb=maps(3),
-        )
-        inputs = (facts, maps(), jnp.ones((1,)), maps())
+        inputs = (Facts(maps(), maps(), jnp.zeros((1, 2)), maps(3)),)
+        if self.settings.process.diffusion:
+            inputs = (*inputs, maps(), jnp.ones((1,)), maps())
         init = self._network.init
         if not isinstance(key, jax.core.Tracer):
             # Run once: compiling it well (11 s) costs more than it could ever save.
@@ -105,11 +116,7 @@ class DiffUp:
     def loss(
         self, params: dict, keys: Key[Array, " b"], episode: Episode
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean over episodes and ways of objective.py's (4); no collective inside.
-
-        Args:
-          keys: one per episode, so that the draws do not depend on the batch.
-        """
+        """Mean over episodes and ways of objective.py's (4) or (5)."""
         prepared = jax.lax.stop_gradient(self.prepare(params, episode))
         return self.loss_prepared(params, keys, prepared)
 
@@ -119,195 +126,199 @@ class DiffUp:
         Raises:
           DiffUpError: if the image size does not fit the mask stride.
         """
-        r = self._resolution(episode.query.shape[1:3])
+        query = episode.query
+        r = self._resolution(query.image.shape[1:3])
+        memory = self.encode(params, episode.support)
+        priors, _ = self.prior.priors(params, query.image, memory)
         return Prepared(
-            made=self.prior.priors(params, episode),
-            rgb=images.resize(images.to_float(episode.query), r),
-            target=images.area_average(episode.query_mask, r),
-            valid=images.area_average(episode.query_valid.astype(jnp.float32), r),
+            priors=priors,
+            floor=memory.floor,
+            extent=memory.extent,
+            rgb=images.resize(images.to_float(query.image), r),
+            target=images.area_average(query.mask, r),
+            valid=images.area_average(query.valid.astype(jnp.float32), r),
         )
 
     def loss_prepared(
         self, params: dict, keys: Key[Array, " b"], prepared: Prepared
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """`loss` of what `prepare` returned; of `params` only the decoder is used."""
-        draws = Draws(keys)
-        state = self._state(
-            prepared,
+        draws, losses = Draws(keys), self.settings.losses
+        priors, keep = disturb(
+            prepared.priors,
             draws,
-            dropout=self.losses.prior_dropout,
-            log_gamma=self.losses.prior_gamma,
+            dropout=losses.prior_dropout,
+            log_gamma=losses.prior_gamma,
         )
-        return objective.loss(
+        fused = self.prior.fuse(priors, prepared.floor, keep)
+        n, *r = prepared.target.shape[1:]
+        seen = (
+            self._facts(fused, prepared.extent, prepared.rgb),
+            prepared.target.reshape(-1, *r),
+            jnp.repeat(prepared.valid, n, axis=0),
+        )
+        seen = jax.lax.stop_gradient(seen)
+        if not self.settings.process.diffusion:
+            return objective.of_one_forward(
+                self._network, params["decoder"], *seen, losses=losses
+            )
+        return objective.of_chain(
             self._network,
             params["decoder"],
             draws,
-            jax.lax.stop_gradient(state),
-            losses=self.losses,
-            process=self.process,
+            *seen,
+            losses=losses,
+            process=self.settings.process,
         )
 
+    def encode(self, params: dict, support: Support) -> Memory:
+        """Looks at the examples, once for all queries."""
+        return self.prior.encode(params, support)
+
     def predict(
+        self, params: dict, keys: Key[Array, " b"], query: Query, memory: Memory
+    ) -> Prediction:
+        """The mask of a query; maps "prior_mean", "prior_variance", "uncertainty"
+        (standard deviation sqrt(p (1 - p)) of the mean probability) and, of several
+        samples, "spread" (their standard deviation).
+        """
+        return self.answer(params, keys, self.observe(params, query, memory), None)
+
+    def observe(self, params: dict, query: Query, memory: Memory) -> Observed:
+        """What strokes on the query do not change."""
+        priors, levels = self.prior.priors(params, query.image, memory)
+        fused = self.prior.fuse(priors, memory.floor)
+        similarity = correction.similarity(levels)
+        return Observed(fused, memory.extent, query.image, similarity)
+
+    def answer(
         self,
         params: dict,
         keys: Key[Array, " b"],
-        episode: Episode,
-        *,
-        query_strokes: Strokes | None = None,
-    ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
-        """Samples masks and averages them.
+        observed: Observed,
+        strokes: Strokes | None,
+    ) -> Prediction:
+        """The answer at the query's size; `strokes` on it correct it (correction.py).
 
-        Args:
-          query_strokes: what a user says of the query itself, see correction.py; the
-            chain restarts mid-way from its mask, if it holds one. Without diffusion
-            there is no chain, each answer is made anew and the mask not read.
-
-        Returns:
-          probability [b n h w], and maps at h x w: "prior_mean", "prior_variance",
-          "uncertainty" (standard deviation sqrt(p (1 - p)) of the mean probability),
-          "spread" (standard deviation over samples; zero for one sample); "threshold"
-          [b n], the probability from which on a pixel is in the mask, see decision.py;
-          1/2 for a way that strokes speak of.
+        A chain restarts mid-way from the strokes' mask, if they hold one. The threshold
+        of a way that strokes speak of is 1/2.
 
         Raises:
           DiffUpError: for strokes of another shape than [b n h w].
         """
-        prepared = self.prepare(params, episode)
-        size = episode.query.shape[1:3]
-        return self.predict_prepared(
-            params, keys, prepared, size, query_strokes=query_strokes
-        )
-
-    def predict_prepared(
-        self,
-        params: dict,
-        keys: Key[Array, " b"],
-        prepared: Prepared,
-        size: tuple[int, int],
-        *,
-        query_strokes: Strokes | None = None,
-    ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
-        """`predict` of what `prepare` returned, at `size` h x w; only the decoder runs.
-
-        `prepared.target` and `prepared.valid` are not read.
-        """
-        b, n = prepared.target.shape[:2]
-        samples = self.sampler.samples
-        apply = lambda name, *a: self._network.apply(  # noqa: E731
-            {"params": params["decoder"]}, *a, method=name
-        )
-
-        def spread(x):
-            """Rows [b n] as rows [b samples n]."""
-            x = x.reshape(b, 1, n, *x.shape[1:])
-            return jnp.repeat(x, samples, axis=1).reshape(-1, *x.shape[3:])
-
-        # From here on a row is a sample of a way of an episode: [b samples n].
-        keys = jax.vmap(lambda key: jax.random.split(key, samples))(keys).reshape(-1)
-        whole = seen = self._state(prepared)
-        strokes, said, present = query_strokes, None, None
+        b, n = observed.extent.shape[:2]
+        size, sampler = observed.image.shape[1:3], self.settings.sampler
+        r = self._resolution(size)
+        rgb = images.resize(images.to_float(observed.image), r)
+        facts = self._facts(observed.fused, observed.extent, rgb)
+        said = present = None
         if strokes is not None:
             strokes = correction.checked(strokes, (b, n, *size))
-            said = correction.evidence(strokes, whole["rgb"], whole["similarity"])
-            if self.process.diffusion:
-                present = correction.present(said, strokes)
-            whole = seen = correction.corrected(said, whole)
-            said = jax.tree.map(spread, said)
-        if self.sampler.prior_dropout:
-            repeated = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), prepared)
-            seen = self._state(
-                repeated, Draws(keys), dropout=self.sampler.prior_dropout
+            similarity = jnp.repeat(observed.similarity, n, axis=0)
+            said = correction.evidence(strokes, facts.rgb, similarity)
+            present = correction.present(said, strokes)
+            facts = facts._replace(
+                mean=correction.mean(said, facts.mean),
+                variance=correction.variance(said, facts.variance),
             )
-            if said is not None:
-                seen = correction.corrected(said, seen)
-        condition, mean = apply("condition", facts_of(seen)), seen["mean"]
-        if not self.sampler.prior_dropout:
-            condition, mean = jax.tree.map(spread, (condition, mean))
-        if not self.process.diffusion:
-            prob = jax.nn.sigmoid(apply("once", condition).logits)
+        if self.settings.process.diffusion:
+            prob = self._drawn(params, keys, facts, present, n)
         else:
-            split = jax.vmap(lambda key: jax.random.split(key, (n, 2)))(keys)
-            prob = chain.drawn(
-                apply,
-                condition,
-                mean=mean,
-                present=None if present is None else spread(present),
-                keys=split.reshape(-1, 2),
-                process=self.process,
-                sampler=self.sampler,
-            )
+            prob = jax.nn.sigmoid(
+                self._network.apply({"params": params["decoder"]}, facts)
+            )[None]
         if said is not None:
-            prob = correction.mean(said, prob)
-        coarse = prob.reshape(b, samples, n, *prob.shape[1:]).mean(axis=1)
-        threshold = decision.THRESHOLDS[self.sampler.threshold](coarse)
+            prob = jax.vmap(lambda p: correction.mean(said, p))(prob)
+        unfold = lambda x: x.reshape(-1, b, n, *x.shape[2:])  # noqa: E731
+        coarse = unfold(prob).mean(axis=0)
+        threshold = decision.THRESHOLDS[sampler.threshold](coarse)
+        prob = unfold(images.resize_maps(prob, size))
         if strokes is not None:
             # What strokes weigh was fitted to masks cut at 1/2, and around a stroke the
             # probability falls off slowly: cut lower, a word reaches too far.
             spoken_of = (strokes.fg + strokes.bg > 0).any(axis=(2, 3))
             threshold = jnp.where(spoken_of, 0.5, threshold)
-        prob = images.resize_maps(prob, size).reshape(b, samples, n, *size)
-        if strokes is not None:
             prob = correction.honoured(prob, strokes)
-        mean_prob = prob.mean(axis=1)
+        mean = prob.mean(axis=0)
         full = lambda x: images.resize_maps(x, size).reshape(b, n, *size)  # noqa: E731
         maps = {
-            "prior_mean": full(whole["mean"]),
-            "prior_variance": full(whole["variance"]),
-            "uncertainty": jnp.sqrt(jnp.maximum(mean_prob * (1 - mean_prob), 0)),
-            "spread": prob.std(axis=1),
-            "threshold": threshold,
+            "prior_mean": full(facts.mean),
+            "prior_variance": full(facts.variance),
+            "uncertainty": jnp.sqrt(jnp.maximum(mean * (1 - mean), 0)),
         }
-        return mean_prob, maps
+        if sampler.samples > 1:
+            maps["spread"] = prob.std(axis=0)
+        return Prediction(mean, threshold, maps)
+
+    def embed_text(self, phrases: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Phrases as `Support.text`. Raises DiffUpError without a text tower."""
+        return self.prior.embed_text(phrases)
+
+    def text_in_words(self) -> str:
+        """How text is read, for whoever reads a result."""
+        return self.prior.text_in_words()
+
+    def _drawn(self, params, keys, facts, present, n) -> Float[Array, "samples bn r s"]:
+        """Masks at the end of the chain, of ways [b n] folded into the batch."""
+        samples = self.settings.sampler.samples
+        apply = lambda name, *a: self._network.apply(  # noqa: E731
+            {"params": params["decoder"]}, *a, method=name
+        )
+
+        def draw(keys):
+            """One sample; keys [bn 2]."""
+            return chain.drawn(
+                apply,
+                condition,
+                mean=facts.mean,
+                present=present,
+                keys=keys,
+                process=self.settings.process,
+                sampler=self.settings.sampler,
+            )
+
+        condition = apply("condition", facts)
+        split = jax.vmap(lambda key: jax.random.split(key, (samples, n, 2)))(keys)
+        split = jnp.moveaxis(split, 1, 0).reshape(samples, -1, 2)
+        return jax.vmap(draw)(split)
 
     @property
-    def _network(self) -> UQDD:
-        settings = dataclasses.asdict(self.decoder)
-        del settings["mask_stride"]
-        # DQM judges x_t: without diffusion there is none.
-        settings["dqm"] = self.decoder.dqm and self.process.diffusion
-        return UQDD(**settings)
+    def _network(self) -> Decoder | chain.Chain:
+        options = self.settings.decoder
+        decoder = Decoder(
+            size=options.size, query_rgb=options.query_rgb, scm=options.scm
+        )
+        if not self.settings.process.diffusion:
+            return decoder
+        return chain.Chain(decoder, options.dqm)
 
     def _resolution(self, size: tuple[int, int]) -> tuple[int, int]:
-        stride = self.decoder.mask_stride
+        stride = self.settings.decoder.mask_stride
         if any(x % (8 * stride) for x in size):
             raise DiffUpError(
-                f"image size {size[0]}x{size[1]} does not fit decoder.mask_stride="
-                f"{stride}: the decoder halves the mask three times, so the size must "
-                f"be a multiple of {8 * stride}. Set config.data.image_size or "
-                "config.decoder.mask_stride accordingly."
+                f"image size {size[0]}x{size[1]} does not fit "
+                f"diffup.decoder.mask_stride={stride}: the decoder halves the mask "
+                f"three times, so the size must be a multiple of {8 * stride}. Set "
+                "config.data.image_size or config.diffup.decoder.mask_stride "
+                "accordingly."
             )
         return size[0] // stride, size[1] // stride
 
-    def _state(
+    def _facts(
         self,
-        prepared: Prepared,
-        draws: Draws | None = None,
-        *,
-        dropout: float = 0.0,
-        log_gamma: float = 0.0,
-    ) -> dict[str, Array]:
-        """Everything the decoder sees, at R, ways folded into the batch [b n ...].
+        fused: Fused,
+        extent: Float[Array, "b n 2"],
+        rgb: Float[Array, "b r s 3"],
+    ) -> Facts:
+        """What the network sees, at the size of `rgb`, ways folded into the batch."""
+        n, size = extent.shape[1], rgb.shape[1:3]
+        fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        return Facts(
+            mean=images.resize_maps(fold(fused.mean), size),
+            variance=images.resize_maps(fold(fused.variance), size),
+            extent=fold(extent),
+            rgb=jnp.repeat(rgb, n, axis=0),
+        )
 
-        With `draws` the priors are disturbed first, see methods/disturbance.py.
-        """
-        made, rgb, target, valid = prepared
-        b, n, *r = target.shape
-        keep = None
-        if draws is not None:
-            priors, keep = disturb(
-                made.priors, draws, dropout=dropout, log_gamma=log_gamma
-            )
-            made = made._replace(priors=priors)
-        fused = self.prior.fuse(made, keep)
-        ways = lambda x: jnp.repeat(x, n, axis=0)  # noqa: E731
-        fold = lambda x: x.reshape(b * n, *x.shape[2:])  # noqa: E731
-        return {
-            "mean": images.resize_maps(fold(fused.mean), tuple(r)),
-            "variance": images.resize_maps(fold(fused.variance), tuple(r)),
-            "extent": fold(made.extent),
-            "layout": images.resize_maps(fold(made.layout), tuple(r)),
-            "similarity": ways(made.similarity),
-            "rgb": ways(rgb),
-            "target": fold(target),
-            "valid": ways(valid),
-        }
+
+METHOD = DiffUp

@@ -1,7 +1,7 @@
 """F4: masks drawn from noise: the network of the chain, and how the chain is run.
 
 Symbols: x_t in units of the signal scale, x0_prev the previous x0_hat in [-1, 1], h, e
-and g_i of the decoder (uqdd.py).
+and g_i of the decoder (decoder.py).
 
     (1) h_0 <- h_0 + W sqrt(abar(t)) x_t                                 stem
     (2) g_i  = silu(W_i e_l(i) + V_i x0_prev)                            SCM, stage i
@@ -20,7 +20,6 @@ choice.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,32 +29,19 @@ from jaxtyping import Array, Float, Key
 
 from diffup_jax import diffusion, images
 from diffup_jax.layers import Conv, time_features
-from diffup_jax.methods import correction
-from diffup_jax.methods.diffup.objective import ProcessSettings
-from diffup_jax.methods.diffup.decoder import HIDDEN, STAGE_LEVELS, Condition, Decoder, Facts, Step
-from diffup_jax.methods.diffup.decoder import stage_widths
+from diffup_jax.methods.diffup.decoder import (
+    HIDDEN,
+    STAGE_LEVELS,
+    Condition,
+    Decoder,
+    Facts,
+    Step,
+    stage_widths,
+)
+from diffup_jax.methods.diffup.options import ProcessSettings, SamplerSettings
+from diffup_jax.methods.prior import correction
 
 _EMBEDDING = 64  # size of the (q_hat, t) embedding
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSettings:
-    """How masks are drawn.
-
-    steps >= 1 of DDIM; eta in [0, 1]; samples >= 1, averaged; warm_start: begin at the
-    time matched to DQM's estimate of the prior, not at 1. threshold: where the mean
-    probability is cut, a row of decision.py's THRESHOLDS; a way that strokes speak of
-    is cut at 1/2.
-
-    Without diffusion steps and samples are 1, there is no warm start, and eta is not
-    read.
-    """
-
-    steps: int
-    eta: float
-    samples: int
-    warm_start: bool
-    threshold: str
 
 
 class Denoised(NamedTuple):

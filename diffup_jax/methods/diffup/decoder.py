@@ -1,7 +1,7 @@
-"""F3: UQDD's network: from the fused prior and the query to the logits of a mask.
+"""F4: UQDD's network: from the fused prior and the query to the logits of a mask.
 
 It sees maps whose number of channels depends neither on the backbone nor on the cues:
-the fused prior (mean, variance), the extent of the cues (evidence.py) and the RGB
+the fused prior (mean, variance), the extent of the cues (prior/evidence.py) and the RGB
 query. All is at mask resolution R.
 
     (1) e_0..e_3 = pyramid([2 mu - 1, sigma / sigma_max, extent, RGB])
@@ -10,7 +10,7 @@ query. All is at mask resolution R.
         h        = GroupNorm(h) (1 + gamma_i) + beta_i, [gamma, beta] = U_i g_i
     (3) logits   = U-Net(h_0) + u (2 mu - 1) + v, 7 stages: 3 down, middle, 3 up
 
-This is the whole network of one forward. The chain (methods/chain.py) is a module
+This is the whole network of one forward. The chain (chain.py) is a module
 around it that adds a `Step` of its own to (1) and (2) at every time; `condition` holds
 what does not depend on t, so that a sampler computes it once.
 

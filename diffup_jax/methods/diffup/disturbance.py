@@ -37,8 +37,6 @@ def disturb(
 ) -> tuple[Priors, Bool[Array, "b l o"]]:
     """Distorted priors, and which pairs of level and operator are kept.
 
-    Of pooled shots the mean is distorted as one map, and the spread stays.
-
     Args:
       dropout: probability of leaving out each pair, and each text operator.
       log_gamma: standard deviation of log gamma.

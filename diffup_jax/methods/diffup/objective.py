@@ -1,4 +1,4 @@
-"""F4: what DiffUp's decoder is trained on: the states it is shown, and the loss.
+"""F4: what DiffUp's network is trained on: the states it is shown, and the loss.
 
 Symbols: M the mask at resolution R, s the signal scale, x_0 = s (2M - 1),
 m = s (2 mu - 1), lambda the strength of the condition in the forward process.
@@ -9,7 +9,7 @@ m = s (2 mu - 1), lambda the strength of the condition in the forward process.
               + lambda_e |e_hat - |clip(x_t/s) - (2M - 1)| / 2|
               + lambda_q |q_hat - IoU(x_t > 0, M)|
     (4) loss = f L of (1) + (1 - f) L of (2)
-    (5) loss = BCE + Dice of x0_hat(0, 1, 0): without diffusion
+    (5) loss = BCE + Dice of the decoder's one forward: without diffusion
 
 Training from x_0 alone teaches the network to trust x_t, which while sampling carries
 its own mistakes: then every further step made masks worse (measured, see docs). So z is
@@ -18,15 +18,14 @@ and t leans to noise. y, gradients stopped, is also the previous x0_hat
 (self-conditioning, arXiv 2208.04202) in a share of the draws.
 
 Every chain begins at (1), and with one step it ends there, so every draw trains it.
-What that brings, and what it does not: docs/results.md. (5) is the regression that
-the chain is measured against; nothing is drawn in it but the disturbance of the priors.
+What that brings, and what it does not: docs/results.md. In (5) nothing is drawn but the
+disturbance of the priors.
 
 Losses and draws: this project's choice.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -34,80 +33,52 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax import diffusion
+from diffup_jax.methods.diffup.chain import Chain, Denoised
+from diffup_jax.methods.diffup.decoder import Decoder, Facts
 from diffup_jax.methods.diffup.disturbance import Draws
-from diffup_jax.methods.diffup.decoder import UQDD, Decoded, Facts
+from diffup_jax.methods.diffup.options import LossSettings, ProcessSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class ProcessSettings:
-    """The diffusion process.
-
-    diffusion: False = one forward from nothing, equation (5); what follows and most of
-    LossSettings is then not read. signal_scale: s; condition_strength: lambda, 0 =
-    plain DDPM.
-    """
-
-    diffusion: bool
-    signal_scale: float
-    condition_strength: float
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """What training draws and how it weighs; the first five with diffusion only.
-
-    first_step: f of equation (4), in [0, 1]; 1 = the first step is all that is trained.
-    time_bias: t = u^(1/time_bias) in (2); 1 = uniform, larger = nearer to noise.
-    from_own, from_prior: shares of z in equation (2); the rest is the truth.
-    self_conditioning: share of draws of (2) that see the previous x0_hat.
-    prior_dropout: probability of leaving out each (level, operator) pair, and each
-      text operator.
-    prior_gamma: standard deviation of log gamma in the distortion P -> P^gamma.
-    dice, error, quality: weights of the loss terms; the last two are DQM's, with
-      diffusion only.
-    """
-
-    first_step: float
-    time_bias: float
-    from_own: float
-    from_prior: float
-    self_conditioning: float
-    prior_dropout: float
-    prior_gamma: float
-    dice: float
-    error: float
-    quality: float
+def of_one_forward(
+    network: Decoder,
+    params: dict[str, Any],
+    facts: Facts,
+    target: Float[Array, "b p q"],
+    valid: Float[Array, "b p q"],
+    *,
+    losses: LossSettings,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Equation (5): the mean over rows, and its terms by name."""
+    terms = _mask_terms(network.apply({"params": params}, facts), target, valid)
+    return terms["bce"] + losses.dice * terms["dice"], terms
 
 
-def loss(
-    network: UQDD,
+def of_chain(
+    network: Chain,
     params: dict[str, Any],
     draws: Draws,
-    state: dict[str, Array],
+    facts: Facts,
+    target: Float[Array, "b p q"],
+    valid: Float[Array, "b p q"],
     *,
     losses: LossSettings,
     process: ProcessSettings,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Equation (4) or (5): the mean over rows, and its terms by name.
+    """Equation (4): the mean over rows, and its terms by name.
 
     Args:
-      params: of the decoder.
-      state: what it sees and should answer, ways folded into the batch: the fields of
-        uqdd.Facts, target [b r r] and valid [b r r] in [0, 1].
+      facts, target, valid in [0, 1]: what it sees and should answer, ways folded into
+        the batch.
     """
     s = process.signal_scale
-    target, valid = state["target"], state["valid"]
     apply = lambda name, *a: network.apply(  # noqa: E731
         {"params": params}, *a, method=name
     )
-    condition = apply("condition", facts_of(state))
-    if not process.diffusion:
-        terms = _mask_terms(apply("once", condition).logits, target, valid)
-        return terms["bce"] + losses.dice * terms["dice"], terms
+    condition = apply("condition", facts)
     b = draws.count
     n = len(target) // b
-    shift = process.condition_strength * s * (2 * state["mean"] - 1)
-    prior = s * (2 * state["mean"] - 1)
+    shift = process.condition_strength * s * (2 * facts.mean - 1)
+    prior = s * (2 * facts.mean - 1)
     truth = s * (2 * target - 1)
 
     def draw(name, f, *tail):
@@ -141,11 +112,6 @@ def loss(
     }
     weighted = [getattr(losses, name) * terms[name] for name in list(terms)[1:]]
     return terms["bce"] + sum(weighted), terms
-
-
-def facts_of(state: dict[str, Array]) -> Facts:
-    """What of a state the decoder is told."""
-    return Facts(*(state[name] for name in Facts._fields))
 
 
 def _terms(out: Decoded, x, target, valid) -> dict[str, Array]:

@@ -4,54 +4,63 @@ Frozen backbone -> BAFT priors -> UAPF mean mu and variance. As a method of its 
 answers mu, thresholded by Otsu's criterion (IEEE T-SMC 1979); the evaluator also scores
 mu at its best threshold. Nothing here is learnt.
 
-Text: an episode names a row of a `TextTable` (text.py) by `class_id` and says by
-`text_valid` that text is a cue. It counts as much as one shot: its two maps together
-have the share of the maps of a shot.
+The examples are looked at once: their features, prototypes, cues and reliability are
+the memory. Of a query the backbone's features are made, its priors and their fusion.
 
-Of many shots (more than FEW) only the features are held: the backbone sees a few
-pictures at a time, and the shots of a level and operator become one map and its
-variance. Fusion of these gives what fusion of all maps gives (uapf.py).
+Text: a way's phrase as an embedding (`Support.text`, made by `embed_text`). It counts
+as much as one shot: its two maps together have the share of the maps of a shot.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
-from diffup_jax import baft, evidence, images, operators, uapf
+from diffup_jax import images
 from diffup_jax.backbones import Backbone
-from diffup_jax.methods import decision
-from diffup_jax.methods.prior.text import TextTable
-from diffup_jax.types import Episode, Features
+from diffup_jax.methods.prior import (
+    baft,
+    correction,
+    decision,
+    evidence,
+    operators,
+    uapf,
+)
+from diffup_jax.methods.prior import text as texts
+from diffup_jax.methods.prior.options import PriorSettings
+from diffup_jax.types import (
+    DiffUpError,
+    Episode,
+    Features,
+    Prediction,
+    Query,
+    Strokes,
+    Support,
+)
 
-# With up to so many shots each keeps maps of its own, for training to disturb.
-FEW = 5
-# Pictures of many shots that the backbone sees at once.
+# With more shots than this the backbone sees _PICTURES of their pictures at a time.
+_FEW = 5
 _PICTURES = 8
 
+class Memory(NamedTuple):
+    """What of the examples answers any query.
 
-class Made(NamedTuple):
-    """An episode's priors before fusion, and what else of it the decoder is told.
-
-    A pure function of episode and frozen weights, so training may keep it
-    (prior_cache.py). Only the shape of `priors` depends on the backbone. floor [b n]:
-    of the variance, see uapf.cue_floor; extent [b n 2] and layout [b n p q] of the
-    cues, see evidence.py; similarity [b pq pq] of the query's cells, see
-    operators.similarity.
+    examples: see baft.Remembered; floor [b n]: of the variance, see uapf.cue_floor;
+    extent [b n 2] of the cues, see evidence.py; text, text_valid: as in Support.
     """
 
-    priors: baft.Priors
+    examples: baft.Remembered
     floor: Float[Array, "b n"]
     extent: Float[Array, "b n 2"]
-    layout: Float[Array, "b n p q"]
-    similarity: Float[Array, "b pq pq"]
+    text: Float[Array, "b n d"]
+    text_valid: Bool[Array, "b n"]
 
 
 class Fused(NamedTuple):
@@ -61,42 +70,48 @@ class Fused(NamedTuple):
     variance: Float[Array, "b n p q"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PriorSettings:
-    """How priors are made.
+class Observed(NamedTuple):
+    """What of an answer strokes do not change: the fused prior and the query.
 
-    levels: names of backbone levels; empty = the backbone's own choice.
-    scales: sizes at which the backbone sees an image, relative to the episode's, each
-      rounded to what the backbone takes; every level of every size makes priors.
-    temperature: tau of assembly and self-propagation.
-    fusion_temperature: tau of UAPF's reliability weights.
-    grid_stride: image pixels per cell of the prior grid.
-    affinity_stride: image pixels per cell of the query's similarity.
+    image [b h w 3] as given; similarity [b g g]: see correction.similarity.
     """
 
-    levels: tuple[str, ...]
-    scales: tuple[float, ...]
-    temperature: float
-    fusion_temperature: float
-    grid_stride: int
-    affinity_stride: int
+    fused: Fused
+    image: Shaped[Array, "b h w 3"]
+    similarity: Float[Array, "b g g"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """The training-free method. `params` is {"backbone": ...}.
-
-    `text` is what text cues mean; without it (None) `text_valid` has no effect.
-    """
+    """The training-free method. `params` is {"backbone": ...}."""
 
     backbone: Backbone
     settings: PriorSettings
-    text: TextTable | None = None
-    trainable: tuple[str, ...] = ()
-    # Position bases by image size: they need a pass of the backbone, see `_bases`.
+    # Constants found while tracing, see `_bases` and `_space`.
     _found: dict = dataclasses.field(
         init=False, repr=False, compare=False, default_factory=dict
     )
+
+    name: ClassVar[str] = "prior"
+    # 6: judges are chosen without the query; negative examples; text is an embedding.
+    version: ClassVar[int] = 6
+    trainable: ClassVar[tuple[str, ...]] = ()
+    uses_backbone: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
+    SECTIONS: ClassVar[dict[str, type]] = {"prior": PriorSettings}
+
+    @classmethod
+    def make(cls, settings: Any, backbone: Backbone) -> Prior:
+        """The method of a run. Raises DiffUpError for a level the backbone lacks."""
+        known = [level.name for level in backbone.levels]
+        unknown = [name for name in settings.prior.levels if name not in known]
+        if unknown:
+            raise DiffUpError(
+                f"config.prior.levels names {unknown}, which backbone "
+                f"{backbone.name!r} does not have. Its levels: {', '.join(known)}. Use "
+                "() for its own choice."
+            )
+        return cls(backbone, settings.prior)
 
     def init(self, key: Key[Array, ""], episode: Episode) -> dict[str, Any]:
         """Only the frozen backbone; key and episode are part of the contract."""
@@ -107,134 +122,171 @@ class Prior:
         self, params: dict, keys: Key[Array, " b"], episode: Episode
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Binary cross entropy of the answer: a number to watch, not to descend."""
-        prob, _ = self.predict(params, keys, episode)
+        memory = self.encode(params, episode.support)
+        prob = self.predict(params, keys, episode.query, memory).probability
         prob = jnp.clip(prob, 1e-4, 1 - 1e-4)
-        target, valid = episode.query_mask, episode.query_valid[:, None]
+        target, valid = episode.query.mask, episode.query.valid[:, None]
         terms = target * jnp.log(prob) + (1 - target) * jnp.log(1 - prob)
         loss = -(terms * valid).sum() / jnp.maximum(valid.sum() * target.shape[1], 1)
         return loss, {"bce": loss}
 
+    def encode(self, params: dict, support: Support) -> Memory:
+        """Looks at the examples, once for all queries."""
+        b, n, k, h, w, _ = support.images.shape
+        flat = support.images.reshape(b * n * k, h, w, 3)
+        levels: list[Float[Array, "b n k _ _ _"]] = []
+        for size in self._sizes((h, w)):
+            look = functools.partial(self._levels, params, size=size)
+            if not k:
+                shapes = jax.eval_shape(look, jnp.zeros((1, h, w, 3)))
+                found = [jnp.zeros((0, *x.shape[1:])) for x in shapes]
+            elif k <= _FEW:
+                found = look(flat)
+            else:
+                one = lambda x, look=look: [y[0] for y in look(x[None])]  # noqa: E731
+                found = jax.lax.map(one, flat, batch_size=_PICTURES)
+            levels += [x.reshape(b, n, k, *x.shape[1:]) for x in found]
+        examples = baft.remember(
+            tuple(levels),
+            fg=support.fg,
+            bg=support.bg,
+            valid=support.valid,
+            temperature=self.settings.temperature,
+        )
+        read = support.text_valid
+        if not support.text.shape[-1]:
+            read = jnp.zeros_like(read)
+        return Memory(
+            examples,
+            floor=uapf.cue_floor(support.kind, examples.shows, read),
+            extent=evidence.extent(
+                support.fg, support.bg, examples.shows, share=examples.share
+            ),
+            text=support.text,
+            text_valid=read,
+        )
+
     def predict(
-        self, params: dict, keys: Key[Array, " b"], episode: Episode
-    ) -> tuple[Float[Array, "b n h w"], dict[str, Array]]:
+        self, params: dict, keys: Key[Array, " b"], query: Query, memory: Memory
+    ) -> Prediction:
         """mu moved so that Otsu's threshold is 1/2, and the fused maps at h x w."""
-        del keys
-        size = episode.query.shape[1:3]
-        fused = self.fuse(self.priors(params, episode))
-        mean = images.resize_maps(fused.mean, size)
+        return self.answer(params, keys, self.observe(params, query, memory), None)
+
+    def observe(self, params: dict, query: Query, memory: Memory) -> Observed:
+        """What strokes on the query do not change."""
+        priors, levels = self.priors(params, query.image, memory)
+        fused = self.fuse(priors, memory.floor)
+        return Observed(fused, query.image, correction.similarity(levels))
+
+    def answer(
+        self,
+        params: dict,
+        keys: Key[Array, " b"],
+        observed: Observed,
+        strokes: Strokes | None,
+    ) -> Prediction:
+        """The answer at the query's size; `strokes` on it correct it."""
+        del params, keys
+        fused, (b, n) = observed.fused, observed.fused.mean.shape[:2]
+        size = observed.image.shape[1:3]
         threshold = jax.vmap(jax.vmap(decision.otsu))(fused.mean)[:, :, None, None]
         # Piecewise linear: 0 -> 0, threshold -> 1/2, 1 -> 1.
+        mean = images.resize_maps(fused.mean, size)
         below = 0.5 * mean / jnp.maximum(threshold, 1e-6)
         above = 0.5 + 0.5 * (mean - threshold) / jnp.maximum(1 - threshold, 1e-6)
         prob = jnp.clip(jnp.where(mean <= threshold, below, above), 0, 1)
-        maps = {
-            "prior_mean": mean,
-            "prior_variance": images.resize_maps(fused.variance, size),
-            "uncertainty": jnp.sqrt(prob * (1 - prob)),
-        }
-        return prob, maps
+        if strokes is not None:
+            strokes = correction.checked(strokes, (b, n, *size))
+            prob = correction.of_probability(
+                prob, strokes, observed.image, observed.similarity
+            )
+        return Prediction(
+            prob,
+            threshold=jnp.full((b, n), 0.5),
+            maps={
+                "prior_mean": mean,
+                "prior_variance": images.resize_maps(fused.variance, size),
+                "uncertainty": jnp.sqrt(jnp.maximum(prob * (1 - prob), 0)),
+            },
+        )
 
-    def priors(self, params: dict, episode: Episode) -> Made:
-        """BAFT's priors of an episode, not yet fused.
+    def embed_text(self, phrases: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Phrases as `Support.text`. Raises DiffUpError without a text tower."""
+        templates = self.settings.text.templates
+        return texts.embed(self.backbone, phrases, templates=templates)
+
+    def text_in_words(self) -> str:
+        """How text is read, for whoever reads a result."""
+        return texts.in_words(self._space, self.settings.text.templates)
+
+    def priors(
+        self, params: dict, image: Shaped[Array, "b h w 3"], memory: Memory
+    ) -> tuple[baft.Priors, tuple[Float[Array, "b _ _ _"], ...]]:
+        """BAFT's priors of a query, not yet fused, and its features by level.
 
         Raises:
           ValueError: at trace time, if the image is smaller than the prior grid.
         """
-        b, n, k, h, w, _ = episode.support.shape
-        flat = episode.support.reshape(b * n * k, h, w, 3)
-        query, support = [], []
-        for size in self._sizes((h, w)):
-            found = self._features(params, images.resize_images(episode.query, size))
-            joint = found.joint
-            levels = [found.levels[name] for name in self._names]
-            shots = levels
-            # Without shots no picture is looked at; below, none is cut from these.
-            if k:
-                look = functools.partial(self._levels, params, size=size)
-                shots = look(flat) if k <= FEW else _in_blocks(look, flat)
-            query += levels
-            support += [
-                shot[: b * n * k].reshape(b, n, k, *level.shape[1:])
-                for shot, level in zip(shots, levels, strict=True)
-            ]
-        # The largest size came last: of it is the text map, and the affinity below.
-        text, text_valid = self._text(joint, episode)
-        priors = baft.make_priors(
-            tuple(query),
-            tuple(support),
-            cue_fg=episode.cue_fg,
-            cue_bg=episode.cue_bg,
-            shot_valid=episode.shot_valid,
+        size, levels = image.shape[1:3], []
+        for each in self._sizes(size):
+            found = self._features(params, images.resize_images(image, each))
+            levels += [found.levels[name] for name in self._names]
+        text = None
+        if memory.text.shape[-1]:
+            space = self._space
+            # The largest size came last: of it is the text map.
+            text = operators.text_foreground(
+                found.joint,
+                memory.text,
+                jnp.asarray(space.backgrounds),
+                temperature=space.temperature,
+            )
+        stride = self.settings.grid_stride
+        made = baft.make_priors(
+            tuple(levels),
+            memory.examples,
             text=text,
-            text_valid=text_valid,
+            text_valid=memory.text_valid,
             temperature=self.settings.temperature,
-            grid=_grid((h, w), self.settings.grid_stride),
-            pool=None if k <= FEW else self._shot_weights,
+            grid=tuple(max(x // stride, 1) for x in size),
         )
-        return Made(
-            priors=priors,
-            floor=uapf.cue_floor(
-                episode.cue_kind, episode.shot_valid, priors.text_valid.any(axis=2)
-            ),
-            extent=evidence.extent(
-                episode.cue_fg, episode.cue_bg, episode.shot_valid, share=priors.share
-            ),
-            layout=evidence.layout(
-                episode.cue_fg,
-                episode.cue_bg,
-                episode.shot_valid,
-                share=priors.share,
-                grid=_grid((h, w), self.settings.grid_stride),
-            ),
-            similarity=operators.similarity(
-                tuple(query), grid=self.affinity_grid((h, w))
-            ),
-        )
+        return made, tuple(levels)
 
-    def fuse(self, made: Made, keep: Bool[Array, "b l o"] | None = None) -> Fused:
+    def fuse(
+        self,
+        priors: baft.Priors,
+        floor: Float[Array, "b n"],
+        keep: Bool[Array, "b l o"] | None = None,
+    ) -> Fused:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
-        priors = made.priors
-        b, n, levels, operators, maps = priors.maps.shape[:5]
+        b, n, levels, operators, shots = priors.maps.shape[:5]
         if keep is None:
             keep = jnp.ones((b, levels, operators), bool)
         valid = priors.valid & keep[:, None, :, :, None]
         # Text weighs as one shot does: its maps share out what a shot's maps count.
-        texts = jnp.maximum(priors.text_valid.sum(axis=2, keepdims=True), 1)
-        of_text = keep.sum(axis=(1, 2))[:, None, None] / texts
+        read = jnp.maximum(priors.text_valid.sum(axis=2, keepdims=True), 1)
+        of_text = keep.sum(axis=(1, 2))[:, None, None] / read
         of_text = jnp.broadcast_to(of_text, priors.text_valid.shape)
-        reliability = priors.reliability
         share = jnp.broadcast_to(priors.share[:, :, None, None], valid.shape)
-        if priors.spread is not None:
-            valid, reliability, share = uapf.pooled(
-                valid,
-                reliability,
-                share=share,
-                temperature=self.settings.fusion_temperature,
-            )
 
         def joined(visual, text):
-            """[b n l o g ...] and [b n t ...] as [b n m ...]."""
-            m = levels * operators * maps
-            flat = visual.reshape(b, n, m, *visual.shape[5:])
+            """[b n l o k ...] and [b n t ...] as [b n m ...]."""
+            flat = visual.reshape(b, n, -1, *visual.shape[5:])
+            if not levels * operators * shots:
+                flat = visual.reshape(b, n, 0, *visual.shape[5:])
             return jnp.concatenate([flat, text], axis=2)
 
-        within = None
-        if priors.spread is not None:
-            within = joined(priors.spread, jnp.zeros_like(priors.text_maps))
-        mean, variance = uapf.fuse(
-            joined(priors.maps, priors.text_maps),
-            joined(valid, priors.text_valid),
-            within=within,
-            reliability=joined(reliability, priors.text_reliability),
-            share=joined(share, of_text),
-            temperature=self.settings.fusion_temperature,
-            floor=made.floor,
+        return Fused(
+            *uapf.fuse(
+                joined(priors.maps, priors.text_maps),
+                joined(valid, priors.text_valid),
+                reliability=joined(priors.reliability, priors.text_reliability),
+                share=joined(share, of_text),
+                temperature=self.settings.fusion_temperature,
+                floor=floor,
+                rejected=priors.rejected,
+            )
         )
-        return Fused(mean, variance)
-
-    def affinity_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the cells of `Made.similarity` for an image size."""
-        return _grid(size, self.settings.affinity_stride)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -267,21 +319,6 @@ class Prior:
         found = self._features(params, images.resize_images(pictures, size)).levels
         return [found[name] for name in self._names]
 
-    def _shot_weights(
-        self,
-        valid: Bool[Array, "o k"],
-        reliability: Float[Array, "o k"],
-        *,
-        share: Float[Array, "o k"],
-    ) -> Float[Array, "o k"]:
-        """Of the shots of a level, what each weighs in an operator's mean."""
-        return uapf.fusion_weights(
-            valid,
-            reliability,
-            share=share,
-            temperature=self.settings.fusion_temperature,
-        )
-
     def _bases(self, size: tuple[int, int]) -> dict[str, Float[np.ndarray, "c r"]]:
         """Position bases for an image size: constants of whatever is being traced.
 
@@ -302,47 +339,19 @@ class Prior:
                 }
         return self._found[size]
 
-    def _text(
-        self, joint: Float[Array, "b p q d"] | None, episode: Episode
-    ) -> tuple[Float[Array, "b n p q"] | None, Bool[Array, "b n"]]:
-        """The text map of each way, and where there is one."""
-        table = self.text
-        if table is None:
-            return None, jnp.zeros_like(episode.text_valid)
-        rows: Int[Array, "b n"] = episode.class_id
-        known = (rows >= 0) & (rows < len(table.classes))
-        text = jnp.asarray(table.classes)[jnp.where(known, rows, 0)]
-        foreground = operators.text_foreground(
-            joint,
-            text,
-            jnp.asarray(table.backgrounds),
-            temperature=table.temperature,
-        )
-        return foreground, episode.text_valid & known
+    @property
+    def _space(self) -> texts.TextSpace:
+        """What every text is compared with; made once, while tracing or before."""
+        if "text" not in self._found:
+            with jax.ensure_compile_time_eval():
+                options = self.settings.text
+                self._found["text"] = texts.text_space(
+                    self.backbone,
+                    templates=options.templates,
+                    backgrounds=options.backgrounds,
+                    temperature=options.temperature,
+                )
+        return self._found["text"]
 
 
-def _in_blocks(
-    look: Callable[..., list[Array]], pictures: Shaped[Array, "m h w 3"]
-) -> list[Float[Array, "m _ _ _"]]:
-    """`look` over _PICTURES at a time; the last block overlaps the one before."""
-    count, block = len(pictures), _PICTURES
-    if count <= block:
-        return look(pictures)
-
-    def step(i, whole):
-        at = jnp.minimum(i * block, count - block)
-        part = look(jax.lax.dynamic_slice_in_dim(pictures, at, block))
-        return [
-            jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=0)
-            for x, y in zip(whole, part, strict=True)
-        ]
-
-    nothing = [
-        jnp.zeros((count, *level.shape[1:]), level.dtype)
-        for level in jax.eval_shape(look, pictures[:block])
-    ]
-    return jax.lax.fori_loop(0, -(-count // block), step, nothing)
-
-
-def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    return max(size[0] // stride, 1), max(size[1] // stride, 1)
+METHOD = Prior

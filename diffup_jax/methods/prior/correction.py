@@ -3,8 +3,8 @@
 Symbols: f, b in [0, 1] the strokes, "this is foreground" and "this is not", at h x w;
 S+ and S- the cells of the similarity's grid that hold some of them; s one such cell,
 with the stroke's mean place y_s (in image sides) and mean colour g_s in it; A(x, s) the
-similarity of the query's cells, a cosine; mu, sigma^2, p a mean, a variance, a
-probability at R.
+similarity of the query's cells, the mean of their cosines over the backbone's levels;
+mu, sigma^2, p a mean, a variance, a probability at R.
 
     (1) f_i    <- f_i (1 - b_i),  b_i <- b_i (1 - f_i),  b_i = max(b_i, f of the
                   other ways): a pixel called both says nothing
@@ -24,14 +24,15 @@ query. W+-, a, c and r were chosen on base classes, see docs/method.md.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from diffup_jax import images, uapf
-from diffup_jax.types import DiffUpError
+from diffup_jax import images
+from diffup_jax.methods.prior import uapf
+from diffup_jax.types import DiffUpError, Strokes
 
 WEIGHT = 27.0  # W+
 # W-. Less: what is not the class often looks like it and lies beside it, and one "not
@@ -42,24 +43,15 @@ COLOUR = 0.36  # c, of a colour distance between 0 and sqrt(3)
 REACH = 0.093  # r, in image sides
 RESTART = 0.25  # time from which the chain restarts
 
+# Cells a side of the grid of A, and image pixels per pixel where (3) is worked out for
+# a method whose answer has no resolution of its own.
+_CELLS = 16
+_STRIDE = 4
+
 # The floor of a mask cue: nothing is known more surely than what the user says.
 _FLOOR = uapf.FLOORS[0]
 # Distance that means "never": exp(-_FAR) is 0 in 32 bits.
 _FAR = 200.0
-
-
-class Strokes(NamedTuple):
-    """What a user says of a query: bool, or float in [0, 1].
-
-    fg, bg [b n h w]: known foreground and known background of each way, all strokes so
-    far; both 0 where nothing is said. mask [b n h w]: the probability to restart the
-    chain from, None = none, the strokes are only one more cue; without diffusion there
-    is no chain and it is not read.
-    """
-
-    fg: Any
-    bg: Any
-    mask: Any = None
 
 
 class Evidence(NamedTuple):
@@ -81,7 +73,7 @@ def checked(strokes: Strokes, shape: tuple[int, ...]) -> Strokes:
         found = getattr(values, "shape", None)
         if found != shape and not (name == "mask" and values is None):
             raise DiffUpError(
-                f"query_strokes.{name} has shape {found}; expected {shape} [b n h w], "
+                f"strokes.{name} has shape {found}; expected {shape} [b n h w], "
                 "the query's own size and one map per way. Draw the strokes on the "
                 "image as the method sees it."
             )
@@ -91,6 +83,60 @@ def checked(strokes: Strokes, shape: tuple[int, ...]) -> Strokes:
         others = [jnp.delete(fg, i, axis=1).max(axis=1) for i in range(shape[1])]
         bg = jnp.maximum(bg, jnp.stack(others, axis=1))
     return Strokes(fg * (1 - bg), bg * (1 - fg), mask)
+
+
+def similarity(
+    levels: tuple[Float[Array, "b _ _ _"], ...],
+) -> Float[Array, "b g g"]:
+    """A: how alike any two cells of an image are, on one square grid, in [-1, 1].
+
+    A resize is linear, so the products of resized features are the resized products of
+    each level's own cells, which are fewer and have no channels to be resized.
+    """
+
+    def one(features):
+        size = (_CELLS, _CELLS)
+        centred = features - features.mean(axis=(0, 1), keepdims=True)
+        p, q, channels = features.shape
+        if p * q > channels:
+            found = images.resize(centred, size).reshape(_CELLS**2, channels)
+            gram = found @ found.T
+        else:
+            flat = centred.reshape(p * q, channels)
+            half = images.resize((flat @ flat.T).reshape(p, q, p * q), size)
+            half = half.reshape(_CELLS**2, p * q).T.reshape(p, q, _CELLS**2)
+            gram = images.resize(half, size).reshape(_CELLS**2, _CELLS**2)
+        length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), images.EPSILON**2))
+        return gram / (length[:, None] * length[None])
+
+    return sum(jax.vmap(one)(level) for level in levels) / len(levels)
+
+
+def of_probability(
+    prob: Float[Array, "b n h w"],
+    strokes: Strokes,
+    image: Shaped[Array, "b h w 3"],
+    similarity: Float[Array, "b g g"],
+) -> Float[Array, "b n h w"]:
+    """Equations (3), (4) and (6) of a method's answer at the query's size.
+
+    Args:
+      strokes: as `checked` answers them.
+      similarity: of the query's cells.
+    """
+    n, size = prob.shape[1], prob.shape[2:]
+    coarse = tuple(max(x // _STRIDE, _CELLS) for x in size)
+    rgb = images.resize(images.to_float(image), coarse)
+    said = evidence(
+        strokes, jnp.repeat(rgb, n, axis=0), jnp.repeat(similarity, n, axis=0)
+    )
+    whole = said._replace(
+        towards=images.resize_maps(said.towards, size),
+        against=images.resize_maps(said.against, size),
+        fg=_folded(strokes.fg),
+        bg=_folded(strokes.bg),
+    )
+    return mean(whole, _folded(prob)).reshape(prob.shape)
 
 
 def evidence(
@@ -123,20 +169,11 @@ def present(said: Evidence, strokes: Strokes) -> Float[Array, "b p q"] | None:
     return mean(said, images.resize_maps(_folded(strokes.mask), said.fg.shape[1:]))
 
 
-def corrected(said: Evidence, state: dict[str, Array]) -> dict[str, Array]:
-    """The decoder's state with "mean" and "variance" corrected."""
-    moved = {
-        "mean": mean(said, state["mean"]),
-        "variance": variance(said, state["variance"]),
-    }
-    return {**state, **moved}
-
-
 def honoured(
-    prob: Float[Array, "b k n h w"], strokes: Strokes
-) -> Float[Array, "b k n h w"]:
-    """Equation (6) at the strokes' own size, of k samples: what was said, exactly."""
-    fg, bg = strokes.fg[:, None], strokes.bg[:, None]
+    prob: Float[Array, "samples b n h w"], strokes: Strokes
+) -> Float[Array, "samples b n h w"]:
+    """Equation (6) at the strokes' own size: what was said, exactly."""
+    fg, bg = strokes.fg[None], strokes.bg[None]
     return prob * (1 - fg - bg) + fg
 
 
