@@ -37,8 +37,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.command import Row
+from diffup_jax.files import write_changed
 from diffup_jax.types import DiffUpError
 
 SPLITS = ("train2014", "val2014")
@@ -158,9 +159,7 @@ def rename(root: Path, split: str) -> Row:
         )
     del content
     facts = f"{count} file names changed, original untouched"
-    if not (target.is_file() and target.read_bytes() == renamed):
-        with whole(target) as partial:
-            partial.write_bytes(renamed)
+    write_changed(target, renamed)
     return Row(f"annotations/{target.name}", "there", facts)
 
 
@@ -258,7 +257,7 @@ def _put(source: Path, target: Path, copy: bool) -> None:
                 f"{target} and {source} are different images; remove the wrong one."
             )
         return
-    with whole(target) as partial:
+    with whole_or_absent(target) as partial:
         if copy:
             shutil.copyfile(source, partial)
             return

@@ -210,7 +210,7 @@ class RowWriter:
             sound = False
         if not sound:
             warnings.warn(
-                f"{self._part} is damaged, or was begun otherwise: made from the start.",
+                f"{self._part} is damaged or was begun otherwise: made from the start.",
                 RuntimeWarning,
                 stacklevel=3,
             )

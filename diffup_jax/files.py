@@ -115,8 +115,8 @@ def read_text(path: str | os.PathLike[str], *, fix: str) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DiffUpError(
-            f"{path} is not UTF-8 text: byte {error.start} (0x{content[error.start]:02x}"
-            f") is none. Save it as UTF-8. {fix}"
+            f"{path} is not UTF-8 text: its byte {error.start} is "
+            f"0x{content[error.start]:02x}. Save it as UTF-8. {fix}"
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 

@@ -94,8 +94,8 @@ def open_or_make(
     if stored.specs != specs:
         other = sorted(stored.specs.items() ^ specs.items(), key=str)[0]
         raise DiffUpError(
-            f"The prior cache {str(path)!r} holds other arrays than this program keeps, "
-            f"{other[0]} for one. Delete the file; it is made again."
+            f"The prior cache {str(path)!r} holds other arrays than this program "
+            f"keeps, {other[0]} for one. Delete the file; it is made again."
         )
     return PriorCache(stored, example)
 
