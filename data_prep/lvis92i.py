@@ -29,7 +29,7 @@ from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.coco20i import ARCHIVES as COCO
 from data_prep.command import Row
 from diffup_jax.data import lvis
-from diffup_jax.files import write_changed
+from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 
 IMAGE_FOLDERS = ("train2017", "val2017")
@@ -167,10 +167,7 @@ def _json_member(name: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise DiffUpError(f"{path} is damaged ({error}); unpack it again.") from error
+    return read_json(path, fix="Unpack it again.") if path.is_file() else None
 
 
 def _json_row(path: Path, split: str, content: Any, subset: bool) -> Row:

@@ -28,7 +28,7 @@ from data_prep.archives import Archive, obtain, unpack
 from data_prep.command import Row
 from data_prep.lvis92i import image_names, images_rows
 from diffup_jax.data import paco_part, parts
-from diffup_jax.files import write_changed
+from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 
 # The archive was replaced since its hash was first published: only counts are checked.
@@ -59,7 +59,7 @@ def prepare(root: Path, *, archives: Path, download: bool, subset: bool) -> list
                 facts = "made from paco_lvis_v1_train.json"
                 rows.append(Row(paco_part.TABLE, "missing", facts))
             continue
-        content = parts.read_json(path, paco_part.LAYOUT)
+        content = read_json(path, fix=f"Get it again. Layout: {paco_part.LAYOUT}")
         named[split] = image_names(path, content)
         facts = f"{len(named[split])} images"
         good = subset or len(named[split]) == IMAGES[split]

@@ -52,7 +52,7 @@ from data_prep.archives import (
 )
 from data_prep.command import Row
 from diffup_jax.data import published, rasters, voc
-from diffup_jax.files import write_whole
+from diffup_jax.files import whole_or_absent, write_whole
 from diffup_jax.types import DiffUpError
 
 VOC = Archive(

@@ -40,7 +40,7 @@ from data_prep import command
 from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.command import Row
 from diffup_jax.data import parts, pascal_part
-from diffup_jax.files import read_text, write_changed, write_whole
+from diffup_jax.files import read_json, read_text, write_changed, write_whole
 from diffup_jax.types import DiffUpError
 
 VOC = Archive(
@@ -184,7 +184,7 @@ def build_index(root: Path, lists: dict[str, list[str]]) -> dict[str, Any]:
             path = root / pascal_part.ANNOTATIONS / f"{name}.json"
             if not path.is_file():
                 continue  # some VOC images have no part annotation
-            content = parts.read_json(path, pascal_part.LAYOUT)
+            content = read_json(path, fix=f"Get it again. Layout: {pascal_part.LAYOUT}")
             shown = {
                 (o["name"], p["name"]) for o in content["object"] for p in o["parts"]
             }
@@ -240,7 +240,9 @@ def _check(root: Path, ready: bool, subset: bool) -> Iterator[Row]:
 
 
 def _is_ours(root: Path) -> bool:
-    content = parts.read_json(root / pascal_part.INDEX, pascal_part.LAYOUT)
+    content = read_json(
+        root / pascal_part.INDEX, fix=f"Remove it. Layout: {pascal_part.LAYOUT}"
+    )
     return isinstance(content, dict) and content.get("made_by") == _MADE_BY
 
 

@@ -220,7 +220,7 @@ def test_a_split_whose_images_are_elsewhere_is_one_problem_and_its_own(tmp_path)
 def test_text_that_is_no_json_is_told(tmp_path):
     root = datasets.write_coco(tmp_path)
     path = root / "annotations/instances_val2014.json"
-    for content, word in (("{", "cannot be read"), ("[]", "no COCO instances file")):
+    for content, word in (("{", "not valid JSON"), ("[]", "no COCO instances file")):
         path.write_text(content)
         assert_told(examine(root), word)
 

@@ -47,10 +47,8 @@ def read_draws(
     Raises DiffUpError when the file is absent, malformed, cut short or was edited (its
     hash tells).
     """
-    text = read_text(
-        path, fix="An episode list is written by data_prep.freeze_episodes."
-    )
-    lines = text.splitlines()
+    fix = "Expected an episode list, as data_prep.freeze_episodes writes it."
+    lines = read_text(path, fix=fix).splitlines()
     try:
         meta = json.loads(lines[0])
         draws = tuple(_draw(json.loads(line)) for line in lines[1:])
