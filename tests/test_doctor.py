@@ -225,6 +225,15 @@ def test_text_that_is_no_json_is_told(tmp_path):
         assert_told(examine(root), word)
 
 
+def test_a_list_that_is_no_utf8_is_told(tmp_path):
+    root = datasets.write_label_maps(tmp_path)
+    path = root / "train.txt"
+    path.write_bytes(path.read_bytes() + "Zoë".encode("latin-1"))
+    at = path.stat().st_size - 1
+    assert_told(examine(root, split="train"), f"not UTF-8 text: its byte {at} is 0xeb")
+    assert_told(examine(root, split="train"), "train.txt")
+
+
 def test_every_fault_of_voc_files_is_told(tmp_path):
     root = write_voc(tmp_path)
     masks = root / "SegmentationClass"
