@@ -32,6 +32,7 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
 
 _ATTEMPTS = 5
@@ -228,18 +229,6 @@ def below(prefix: str, folders: Sequence[str]) -> Callable[[str], str | None]:
     return choose
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _download(url: str, part: Path, size: int | None) -> None:
     problem = "nothing came"
     for attempt in range(_ATTEMPTS):
@@ -341,7 +330,7 @@ def _require_safe(archive: Path, member: Member, target: str) -> None:
 def _place(member: Member, target: Path) -> None:
     if target.is_file() and target.stat().st_size == member.size:
         return
-    with whole(target) as partial:
+    with whole_or_absent(target) as partial:
         with member.open() as packed_file, open(partial, "wb") as file:
             shutil.copyfileobj(packed_file, file, _BLOCK)
         if partial.stat().st_size != member.size:

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from diffup_jax.data import coco, packed
 from diffup_jax.data.sources import KINDS, Source, open_source
+from diffup_jax.files import left_aside, whole_or_absent
 from diffup_jax.types import DiffUpError
 
 # Part of what a folder was made from: a change of the records must change it.
@@ -63,11 +64,9 @@ def pack(
     made_from = {**asked, "version": _VERSION, "content": _content(source, names, out)}
     if _is_already(folder, made_from):
         return False
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f".{split}.*.partial"):
+    for left in left_aside(folder):
         shutil.rmtree(left, ignore_errors=True)
-    partial = out / f".{split}.{os.getpid()}.partial"
-    try:
+    with whole_or_absent(folder) as partial:
         made = _write(source, names, partial, processes)
         shares = made.pop("shares")
         numbers = {name: number for number, name in enumerate(names)}
@@ -85,13 +84,7 @@ def pack(
             ],
             **made,
         }
-        place = Path(facts.pop("place"))
-        (place / "packed.json").write_text(json.dumps(facts), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(place, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "packed.json").write_text(json.dumps(facts), encoding="utf-8")
     return True
 
 
@@ -168,7 +161,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def _write(
     source: Source, names: list[str], partial: Path, processes: int
 ) -> dict[str, Any]:
-    """The shards below `partial`; answers place, files and the shares of classes."""
+    """The shards in `partial`; answers files and the shares of classes."""
     shares: list[dict[int, float]] = []
     original = 0
 
@@ -184,14 +177,17 @@ def _write(
 
     tfds.disable_progress_bar()
     builder = _Builder(
-        records(), data_dir=str(partial), file_format=tfds.core.FileFormat.ARRAY_RECORD
+        records(),
+        data_dir=str(partial / "made"),
+        file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it greets with a banner
         builder.download_and_prepare()
-    place = Path(builder.data_dir)
-    shards = sorted(place.glob("*.array_record*"))
+    for file in Path(builder.data_dir).iterdir():
+        file.rename(partial / file.name)
+    shutil.rmtree(partial / "made")  # by now folders of its name and version
+    shards = sorted(partial.glob("*.array_record*"))
     return {
-        "place": str(place),
         "files": {shard.name: shard.stat().st_size for shard in shards},
         "original": original,
         "shares": shares,

@@ -25,7 +25,6 @@ annotations (`--subset` for a part of COCO). Run again, it only does what is lef
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -37,8 +36,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.command import Row
+from diffup_jax.files import read_json, whole_or_absent, write_changed
 from diffup_jax.types import DiffUpError
 
 SPLITS = ("train2014", "val2014")
@@ -158,9 +158,7 @@ def rename(root: Path, split: str) -> Row:
         )
     del content
     facts = f"{count} file names changed, original untouched"
-    if not (target.is_file() and target.read_bytes() == renamed):
-        with whole(target) as partial:
-            partial.write_bytes(renamed)
+    write_changed(target, renamed)
     return Row(f"annotations/{target.name}", "there", facts)
 
 
@@ -192,14 +190,14 @@ def _annotations(root: Path, split: str, subset: bool) -> tuple[Row, list[str] |
     if not path.is_file():
         facts = f"in {ARCHIVES['annotations'].url}"
         return Row(what, "missing", facts), None
+    fix = f"Unpack it again from {ARCHIVES['annotations'].url}."
+    content = read_json(path, fix=fix)
     try:
-        content = json.loads(path.read_bytes())
         names = [Path(entry["file_name"]).name for entry in content["images"]]
         annotated = [entry["image_id"] for entry in content["annotations"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DiffUpError(
-            f"{path} is no COCO instances file ({type(error).__name__}: {error}); "
-            f"unpack it again from {ARCHIVES['annotations'].url}."
+            f"{path} is no COCO instances file ({type(error).__name__}: {error}). {fix}"
         ) from error
     counts = Counts(len(names), len(set(annotated)), len(annotated))
     facts = "{} images, {} with annotations, {} annotations".format(*counts)
@@ -258,7 +256,7 @@ def _put(source: Path, target: Path, copy: bool) -> None:
                 f"{target} and {source} are different images; remove the wrong one."
             )
         return
-    with whole(target) as partial:
+    with whole_or_absent(target) as partial:
         if copy:
             shutil.copyfile(source, partial)
             return

@@ -30,6 +30,7 @@ from data_prep.scene_categories import categories
 from data_prep.scene_drawing import draw_scene
 from diffup_jax.data import cues, rasters
 from diffup_jax.data.cues import Conventions
+from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
 from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 
@@ -83,15 +84,9 @@ def draw(out: str | os.PathLike, *, seed: int) -> None:
                     align="center",
                 )
             page.paste(cell, (column * step, _HEAD + row * step))
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        plain = page.quantize(_COLOURS, dither=Image.Dither.NONE)
+    plain = page.quantize(_COLOURS, dither=Image.Dither.NONE)
+    with whole_or_absent(out) as partial:
         plain.save(partial, "png", optimize=True)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Marked(NamedTuple):

@@ -21,9 +21,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.archives import whole
 from data_prep.command import Row
 from diffup_jax.data import class_folders, rasters
+from diffup_jax.files import write_whole
 from diffup_jax.types import DiffUpError
 
 
@@ -67,8 +67,7 @@ def write_folds(root: Path, names: Sequence[str], folds: int) -> None:
                 f"{path} is there with other folds; remove it to deal them anew."
             )
         return
-    with whole(path) as partial:
-        partial.write_text(json.dumps({"classes": entries}, indent=1) + "\n")
+    write_whole(path, json.dumps({"classes": entries}, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str]) -> int:

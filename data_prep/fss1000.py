@@ -26,9 +26,10 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.archives import unpack, whole
+from data_prep.archives import unpack
 from data_prep.command import Row
 from diffup_jax.data import class_folders, rasters
+from diffup_jax.files import write_changed
 from diffup_jax.types import DiffUpError
 
 WHERE = "https://drive.google.com/open?id=16TgqOeI_0P41Eh3jWQlxlRXG9KIqtMgI"
@@ -85,10 +86,7 @@ def _install(lists: Path, splits: Path) -> None:
         if not path.is_file():
             raise DiffUpError(f"{path} is missing; --lists needs {LISTS_WHERE}.")
         content = path.read_bytes()
-        target = splits / path.name
-        if not (target.is_file() and target.read_bytes() == content):
-            with whole(target) as partial:
-                partial.write_bytes(content)
+        write_changed(splits / path.name, content)
 
 
 def _unpack(root: Path, archives: Path) -> None:

@@ -25,10 +25,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_prep import command
-from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.coco20i import ARCHIVES as COCO
 from data_prep.command import Row
 from diffup_jax.data import lvis
+from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 
 IMAGE_FOLDERS = ("train2017", "val2017")
@@ -98,9 +99,7 @@ def write_table(root: Path, path: Path, content: dict[str, Any]) -> Row:
         ) from error
     text = json.dumps({"classes": classes}, indent=1) + "\n"
     target = root / lvis.TABLE
-    if not (target.is_file() and target.read_text(encoding="utf-8") == text):
-        with whole(target) as partial:
-            partial.write_text(text, encoding="utf-8")
+    write_changed(target, text)
     kept = sum(row["val_images"] > 1 for row in classes)
     facts = f"{kept} of {len(classes)} classes have 2 or more val images: "
     facts += f"{kept // lvis.FOLDS} in each of {lvis.FOLDS} folds for one shot"
@@ -168,10 +167,7 @@ def _json_member(name: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise DiffUpError(f"{path} is damaged ({error}); unpack it again.") from error
+    return read_json(path, fix="Unpack it again.") if path.is_file() else None
 
 
 def _json_row(path: Path, split: str, content: Any, subset: bool) -> Row:

@@ -32,7 +32,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from tqdm import tqdm
 from data_prep import scene_categories, scene_drawing
 from data_prep.scene_categories import categories
 from data_prep.scene_drawing import Drawn, draw_scene
+from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
 
 SPLITS = ("train", "val")
@@ -92,20 +92,13 @@ def make_scenes(
     }
     if _is_already(out, asked):
         return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with whole_or_absent(out) as partial:
         counts = (images - val, val)
         hashes = _write(
             partial, counts=counts, size=size, seed=seed, processes=processes
         )
         manifest = {"made_by": "data_prep.make_scenes", "asked": asked, "files": hashes}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return True
 
 

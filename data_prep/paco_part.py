@@ -24,10 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep import command
-from data_prep.archives import Archive, obtain, unpack, whole
+from data_prep.archives import Archive, obtain, unpack
 from data_prep.command import Row
 from data_prep.lvis92i import image_names, images_rows
 from diffup_jax.data import paco_part, parts
+from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 
 # The archive was replaced since its hash was first published: only counts are checked.
@@ -58,7 +59,7 @@ def prepare(root: Path, *, archives: Path, download: bool, subset: bool) -> list
                 facts = "made from paco_lvis_v1_train.json"
                 rows.append(Row(paco_part.TABLE, "missing", facts))
             continue
-        content = parts.read_json(path, paco_part.LAYOUT)
+        content = read_json(path, fix=f"Get it again. Layout: {paco_part.LAYOUT}")
         named[split] = image_names(path, content)
         facts = f"{len(named[split])} images"
         good = subset or len(named[split]) == IMAGES[split]
@@ -90,9 +91,7 @@ def write_table(
         ) from error
     text = json.dumps({"parts": classes}, indent=1) + "\n"
     target = root / paco_part.TABLE
-    if not (target.is_file() and target.read_text(encoding="utf-8") == text):
-        with whole(target) as partial:
-            partial.write_text(text, encoding="utf-8")
+    write_changed(target, text)
     good = subset or len(classes) == CLASSES
     facts = f"{len(classes)} part classes" + ("" if good else f", expected {CLASSES}")
     return Row(paco_part.TABLE, "there" if good else "wrong", facts)

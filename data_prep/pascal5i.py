@@ -49,10 +49,10 @@ from data_prep.archives import (
     packed,
     readable,
     unpack,
-    whole,
 )
 from data_prep.command import Row
 from diffup_jax.data import published, rasters, voc
+from diffup_jax.files import whole_or_absent, write_whole
 from diffup_jax.types import DiffUpError
 
 VOC = Archive(
@@ -281,7 +281,7 @@ def _convert(folder: Path, name: str, opened: Callable[[], BinaryIO]) -> None:
 
 
 def _save(target: Path, labels: np.ndarray) -> None:
-    with whole(target) as partial:
+    with whole_or_absent(target) as partial:
         Image.fromarray(labels).save(partial, "png")
 
 
@@ -295,8 +295,7 @@ def _official(root: Path, split: str) -> list[str]:
 
 
 def _write_list(root: Path, split: str, lines: Sequence[str]) -> None:
-    with whole(root / _LISTS / f"{split}.txt") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(root / _LISTS / f"{split}.txt", "\n".join(lines) + "\n")
 
 
 def _count(what: str, found: int, expected: int, where: str) -> Row:

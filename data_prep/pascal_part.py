@@ -37,9 +37,10 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.archives import Archive, below, obtain, unpack, whole
+from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.command import Row
 from diffup_jax.data import parts, pascal_part
+from diffup_jax.files import read_json, read_text, write_changed, write_whole
 from diffup_jax.types import DiffUpError
 
 VOC = Archive(
@@ -118,8 +119,7 @@ def make(root: Path, *, subset: bool) -> list[Row]:
     for name in tqdm(sorted(mats - done), desc="convert .mat", disable=None):
         content = read_mat(root / MATS / f"{name}.mat")
         target = root / pascal_part.ANNOTATIONS / f"{name}.json"
-        with whole(target) as partial:
-            partial.write_text(json.dumps(content))
+        write_whole(target, json.dumps(content))
     facts = f"{len(mats)} files"
     if not mats:
         facts = f"get {PARTS.url}, or the ready annotations {READY}"
@@ -132,9 +132,7 @@ def make(root: Path, *, subset: bool) -> list[Row]:
         return [*rows, Row("ImageSets/Main", "missing", f"in {VOC.url}")]
     text = json.dumps(build_index(root, lists), indent=1) + "\n"
     target = root / pascal_part.INDEX
-    if not (target.is_file() and target.read_text(encoding="utf-8") == text):
-        with whole(target) as partial:
-            partial.write_text(text, encoding="utf-8")
+    write_changed(target, text)
     return rows
 
 
@@ -186,7 +184,7 @@ def build_index(root: Path, lists: dict[str, list[str]]) -> dict[str, Any]:
             path = root / pascal_part.ANNOTATIONS / f"{name}.json"
             if not path.is_file():
                 continue  # some VOC images have no part annotation
-            content = parts.read_json(path, pascal_part.LAYOUT)
+            content = read_json(path, fix=f"Get it again. Layout: {pascal_part.LAYOUT}")
             shown = {
                 (o["name"], p["name"]) for o in content["object"] for p in o["parts"]
             }
@@ -242,7 +240,9 @@ def _check(root: Path, ready: bool, subset: bool) -> Iterator[Row]:
 
 
 def _is_ours(root: Path) -> bool:
-    content = parts.read_json(root / pascal_part.INDEX, pascal_part.LAYOUT)
+    content = read_json(
+        root / pascal_part.INDEX, fix=f"Remove it. Layout: {pascal_part.LAYOUT}"
+    )
     return isinstance(content, dict) and content.get("made_by") == _MADE_BY
 
 
@@ -251,7 +251,8 @@ def _lists(root: Path) -> dict[str, list[str]]:
     paths = {s: root / "ImageSets" / "Main" / f"{s}.txt" for s in parts.SPLITS}
     if not all(path.is_file() for path in paths.values()):
         return {}
-    return {s: path.read_text(encoding="utf-8").split() for s, path in paths.items()}
+    fix = f"Unpack it again from {VOC.url}."
+    return {s: read_text(path, fix=fix).split() for s, path in paths.items()}
 
 
 def _names(folder: Path, ending: str) -> set[str]:

@@ -56,6 +56,7 @@ from data_prep.scene_batches import Scenes, crops, draw_scenes
 from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax import backbones, images, weights
 from diffup_jax.backbones import resnet
+from diffup_jax.files import whole_or_absent, write_whole
 from diffup_jax.types import DiffUpError
 
 ATTRIBUTES = {"shape": len(SHAPES), "texture": len(TEXTURES), "colour": len(COLOURS)}
@@ -247,18 +248,12 @@ def pretrain(
     log.append(f"trained in {time.perf_counter() - began:.0f} s since the start")
 
     variables = {"params": state.params["network"], "batch_stats": state.statistics}
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
+    with whole_or_absent(target) as partial:
         weights.save(partial, variables, half=True)
         # What is checked is the file: its half precision included.
         log += _report(state, unseen, novel, seed=seed, file=partial)
         log.append(f"all done in {time.perf_counter() - began:.0f} s")
-        partial.with_suffix(".log").write_text("\n".join(log) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-        os.replace(partial.with_suffix(".log"), target.with_suffix(".log"))
-    finally:
-        partial.unlink(missing_ok=True)
-        partial.with_suffix(".log").unlink(missing_ok=True)
+    write_whole(target.with_suffix(".log"), "\n".join(log) + "\n")
     return log
 
 

@@ -49,6 +49,7 @@ from data_prep.scene_batches import Scenes, crops, draw_scenes
 from data_prep.scene_categories import categories
 from diffup_jax import backbones, weights
 from diffup_jax.backbones import clip, tokenizer
+from diffup_jax.files import read_text, whole_or_absent, write_whole
 from diffup_jax.types import DiffUpError
 
 NAMES = ("tiny_clip_s", "tiny_clip_m")
@@ -103,7 +104,7 @@ def pretrain(
     log.append(f"drawn in {time.perf_counter() - began:.0f} s")
 
     words = target.with_name(variant.text.tokenizer)
-    _write(words, json.dumps({"words": scene_captions.words()}, indent=1) + "\n")
+    write_whole(words, json.dumps({"words": scene_captions.words()}, indent=1) + "\n")
     tokenize = tokenizer.get(
         words.name, folder=words.parent, length=variant.text.context
     )
@@ -123,8 +124,7 @@ def pretrain(
             log.append(f"step {number + 1}: mean loss of the last 50 {recent:.4f}")
     log.append(f"trained in {time.perf_counter() - began:.0f} s since the start")
 
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
+    with whole_or_absent(target) as partial:
         made = {part: state.params[part] for part in ("image", "text")}
         weights.save(partial, made, half=True)
         # What is checked is the file: its half precision included.
@@ -141,10 +141,7 @@ def pretrain(
         )
         log += _dense_checks(backbone, unseen, pool="pretraining", seed=seed)
         log.append(f"all done in {time.perf_counter() - began:.0f} s")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    _write(target.with_suffix(".log"), "\n".join(log) + "\n")
+    write_whole(target.with_suffix(".log"), "\n".join(log) + "\n")
     return log
 
 
@@ -164,7 +161,8 @@ def evaluated(
         ),
     ]
     log = Path(out).with_suffix(".log")
-    _write(log, log.read_text(encoding="utf-8") + "\n".join(lines) + "\n")
+    before = read_text(log, fix="It is written when the network is trained.")
+    write_whole(log, before + "\n".join(lines) + "\n")
     return lines
 
 
@@ -237,12 +235,6 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> np.ndarray:
             (size, size), Image.Resampling.BILINEAR
         )
     )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _dense_checks(

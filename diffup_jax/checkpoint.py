@@ -7,7 +7,6 @@ anything is lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from diffup_jax.data import cues
+from diffup_jax.files import read_json
 from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 
@@ -149,7 +149,7 @@ def saved_config(workdir: str, step: int) -> dict[str, Any]:
     file = next((_folder(workdir) / str(step) / "config").glob("*metadata*"), None)
     if file is None:
         raise DiffUpError(f"The checkpoint {workdir!r} at step {step} has no config.")
-    config = json.loads(file.read_text())
+    config = read_json(file, fix="The checkpoint is damaged: use another step or run.")
     revision = config.pop("revision", None)
     if revision != REVISION:
         raise DiffUpError(

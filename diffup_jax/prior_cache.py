@@ -6,18 +6,17 @@ in a new order each epoch (the draws of the loss stay fresh). What is saved is t
 backbone's and BAFT's share of every step after the first N episodes; what is paid is
 the variety of augmentation, and N times the bytes of one episode on disk.
 
-    FOLDER/KEY/cache.json    what the cache was made of; KEY is its hash
-    FOLDER/KEY/NN.npy        array NN of the kept tree, row = episode
-
-Floats are kept in 16 bits. A cache is made in KEY.part, row by row, goes on where it
-was stopped, and is renamed when whole; a lock keeps two runs from making one at a time.
+FOLDER/KEY.arrays holds the arrays of the kept tree by their place in it (row = episode)
+and the facts: what the cache was made of; KEY is their hash. Floats are kept in 16
+bits. A cache is made row by row and goes on where it was stopped; its digests are
+compared at every opening, and a damaged one is made again (arrays.py). A lock keeps two
+runs from making one at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,31 +28,25 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from diffup_jax import arrays
+from diffup_jax.arrays import Arrays, Spec
 from diffup_jax.types import DiffUpError
-
-_FACTS = "cache.json"
-_DONE = "done.json"  # rows written so far, of a cache that is being made
 
 
 class PriorCache:
     """Kept episodes: `batch(rows)` is a tree of arrays [len(rows) ...], floats in f32.
 
-    episodes: number of rows; nbytes: on disk; folder: where.
+    episodes: number of rows; nbytes: on disk; folder: where; facts: what it is made of.
     """
 
-    def __init__(self, folder: Path, structure: Any):
+    def __init__(self, stored: Arrays, structure: Any):
         """`structure`: a tree of the same form, its leaves of any kind."""
-        self.folder = folder
+        self.folder = Path(stored.path).parent
+        self.facts = stored.facts
+        self.nbytes = stored.nbytes
         self._structure = jax.tree.structure(structure)
-        files = sorted(folder.glob("*.npy"))
-        if len(files) != self._structure.num_leaves:
-            raise DiffUpError(
-                f"The prior cache {str(folder)!r} holds {len(files)} arrays, expected "
-                f"{self._structure.num_leaves}. Delete the folder; it is made again."
-            )
-        self._arrays = [np.load(file, mmap_mode="r") for file in files]
+        self._arrays = [stored[name] for name in _leaves(structure)]
         self.episodes = len(self._arrays[0])
-        self.nbytes = sum(array.nbytes for array in self._arrays)
 
     def batch(self, rows: np.ndarray) -> Any:
         """Rows in the order asked for."""
@@ -81,17 +74,30 @@ def open_or_make(
       make: make(first) yields trees of rows first, first + 1, ..., any number at once;
         rows beyond `episodes` are dropped.
 
+    A cache that was damaged is told in a warning and made again.
+
     Raises:
-      DiffUpError: if the disk has no room for it.
+      DiffUpError: if the disk has no room for it, or it holds other arrays than those
+        of `example`.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    whole = folder / key
+    path = folder / f"{key}.arrays"
+    specs = {
+        name: Spec(_kept(leaf.dtype), (episodes, *leaf.shape[1:]))
+        for name, leaf in _leaves(example).items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{key}.lock"):
-        if not (whole / _FACTS).is_file():
-            _make(folder / f"{key}.part", facts, example, episodes, make)
-            os.replace(folder / f"{key}.part", whole)
-    return PriorCache(whole, example)
+        stored = arrays.open_or_make(
+            path, key, lambda: _make(path, key, facts, specs, make)
+        )
+    if stored.specs != specs:
+        other = sorted(stored.specs.items() ^ specs.items(), key=str)[0]
+        raise DiffUpError(
+            f"The prior cache {str(path)!r} holds other arrays than this program "
+            f"keeps, {other[0]} for one. Delete the file; it is made again."
+        )
+    return PriorCache(stored, example)
 
 
 def batches(
@@ -118,67 +124,48 @@ def rows_of_step(step: int, batch_size: int, *, episodes: int, seed: int) -> np.
     return rows
 
 
-def _make(part: Path, facts, example, episodes, make) -> None:
-    leaves = jax.tree.leaves(example)
-    shapes = [(episodes, *leaf.shape[1:]) for leaf in leaves]
-    kinds = [_kept(leaf.dtype) for leaf in leaves]
-    progress = part / _DONE
-    if not progress.is_file():
-        needed = sum(
-            int(np.prod(shape)) * kind.itemsize
-            for shape, kind in zip(shapes, kinds, strict=True)
+def _make(path: Path, key: str, facts, specs: dict[str, Spec], make) -> None:
+    path.unlink(missing_ok=True)  # what is there is damaged, and its room is needed
+    writer = arrays.RowWriter(path, key, facts=facts, specs=specs)
+    needed = sum(spec.nbytes for spec in specs.values())
+    free = shutil.disk_usage(path.parent).free
+    if not writer.done and needed > free:
+        raise DiffUpError(
+            f"A prior cache of {writer.rows} episodes takes {needed / 1e9:.1f} GB, but "
+            f"{str(path.parent)!r} has {free / 1e9:.1f} GB free. Lower "
+            "config.train.prior_cache, or name another disk with "
+            "config.train.prior_cache_dir."
         )
-        free = shutil.disk_usage(part.parent).free
-        if needed > free:
-            raise DiffUpError(
-                f"A prior cache of {episodes} episodes takes {needed / 1e9:.1f} GB, "
-                f"but {str(part.parent)!r} has {free / 1e9:.1f} GB free. Lower "
-                "config.train.prior_cache, or name another disk with "
-                "config.train.prior_cache_dir."
-            )
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        for number, (shape, kind) in enumerate(zip(shapes, kinds, strict=True)):
-            np.lib.format.open_memmap(
-                part / f"{number:02d}.npy", mode="w+", dtype=kind, shape=shape
-            )
-        _write(progress, 0)
-    done = json.loads(progress.read_text())
-    arrays = [np.load(file, mmap_mode="r+") for file in sorted(part.glob("*.npy"))]
     with tqdm(
-        total=episodes,
-        initial=done,
+        total=writer.rows,
+        initial=writer.done,
         unit="episode",
         desc="prior cache",
         dynamic_ncols=True,
         mininterval=1.0,
     ) as bar:
-        for tree in make(done) if done < episodes else ():
-            new = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-            count = min(len(new[0]), episodes - done)
-            for array, leaf in zip(arrays, new, strict=True):
-                array[done : done + count] = leaf[:count]
-            done += count
-            bar.update(count)
-            _write(progress, done)
-            if done == episodes:
+        for tree in make(writer.done) if writer.done < writer.rows else ():
+            leaves = _leaves(tree)
+            before = writer.done
+            writer.append({name: np.asarray(leaf) for name, leaf in leaves.items()})
+            bar.update(writer.done - before)
+            if writer.done == writer.rows:
                 break
-    if done != episodes:
-        raise DiffUpError(f"{done} of {episodes} episodes of the prior cache were made")
-    for array in arrays:
-        array.flush()
-    progress.unlink()
-    aside = part / f"{_FACTS}.aside"
-    aside.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    os.replace(aside, part / _FACTS)
+    if writer.done != writer.rows:
+        raise DiffUpError(
+            f"{writer.done} of {writer.rows} episodes of the prior cache were made"
+        )
+    writer.finish()
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their place in it, in its order."""
+    return {
+        jax.tree_util.keystr(place): leaf
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _kept(dtype: Any) -> np.dtype:
     """Floats in 16 bits; everything else as it is."""
     return np.dtype(np.float16 if np.issubdtype(dtype, np.floating) else dtype)
-
-
-def _write(path: Path, value: Any) -> None:
-    aside = path.with_name(path.name + ".aside")
-    aside.write_text(json.dumps(value))
-    os.replace(aside, path)

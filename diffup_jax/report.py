@@ -24,7 +24,6 @@ running the same evaluation twice writes the same bytes. Keys of a row, in this 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from diffup_jax.evaluation import Evaluation
+from diffup_jax.files import write_whole
 from diffup_jax.metrics import Reliability
 
 # The keys of a row of the results file, in their order.
@@ -132,15 +132,8 @@ def row(
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write {"rows": [...]} as JSON, whole or not at all; the folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"rows": list(rows)}, indent=2, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text + "\n")
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from diffup_jax.files import read_text, write_whole
 from diffup_jax.types import DiffUpError
 
 
@@ -47,16 +47,14 @@ class Log:
         if not self._lead:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write(
-            self._folder / "config.json",
-            json.dumps(config, indent=2) + "\n",
-        )
+        write_whole(self._folder / "config.json", json.dumps(config, indent=2) + "\n")
         # Lines of steps that will be run again would stand there twice.
         path = self._folder / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line]
+            text = read_text(path, fix="Remove it, or name another --workdir.")
+            lines = [line for line in text.splitlines() if line]
             kept = [line for line in lines if _step_of(line) <= start]
-            _write(path, "".join(line + "\n" for line in kept))
+            write_whole(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=start + 1
@@ -154,9 +152,3 @@ def _step_of(line: str) -> int | float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
         return math.inf
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    os.replace(aside, path)

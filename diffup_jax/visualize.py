@@ -13,7 +13,6 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
 from diffup_jax import metrics
+from diffup_jax.files import write_whole
 from diffup_jax.types import CUES, Episode
 
 # Apart for every common kind of colour blindness, and rare in photographs.
@@ -180,14 +180,7 @@ def write_gallery(
         foreground=f"rgb{FOREGROUND}",
         background=f"rgb{BACKGROUND}",
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, page)
 
 
 def _thirds(

@@ -26,6 +26,7 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
 
 PROVIDE = (
@@ -307,15 +308,10 @@ def _write(target: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) ->
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNED)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for key in keys:
-                stream.write(arrays[key].reshape(-1).view(np.uint8))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_or_absent(target) as partial, open(partial, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key in keys:
+            stream.write(arrays[key].reshape(-1).view(np.uint8))
 
 
 def _fill(row: Row, source, shape: tuple[int, ...], problems) -> np.ndarray:

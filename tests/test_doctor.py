@@ -220,9 +220,18 @@ def test_a_split_whose_images_are_elsewhere_is_one_problem_and_its_own(tmp_path)
 def test_text_that_is_no_json_is_told(tmp_path):
     root = datasets.write_coco(tmp_path)
     path = root / "annotations/instances_val2014.json"
-    for content, word in (("{", "cannot be read"), ("[]", "no COCO instances file")):
+    for content, word in (("{", "not valid JSON"), ("[]", "no COCO instances file")):
         path.write_text(content)
         assert_told(examine(root), word)
+
+
+def test_a_list_that_is_no_utf8_is_told(tmp_path):
+    root = datasets.write_label_maps(tmp_path)
+    path = root / "train.txt"
+    path.write_bytes(path.read_bytes() + "Zoë".encode("latin-1"))
+    at = path.stat().st_size - 1
+    assert_told(examine(root, split="train"), f"not UTF-8 text: its byte {at} is 0xeb")
+    assert_told(examine(root, split="train"), "train.txt")
 
 
 def test_every_fault_of_voc_files_is_told(tmp_path):

@@ -269,7 +269,7 @@ def test_changed_lists_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(DiffUpError, match="not an episode list"):
             lists.read_draws(path)
-    with pytest.raises(DiffUpError, match="cannot read the episode list"):
+    with pytest.raises(DiffUpError, match="none.jsonl is missing.*freeze_episodes"):
         lists.read_draws(tmp_path / "none.jsonl")
 
 

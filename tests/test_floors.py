@@ -24,8 +24,8 @@ DOORS = ("train.py", "eval.py")
 
 # A new room gets its floor here. A folder is one room: its files may import each other.
 FLOORS = (
-    {"types", "images"},
-    {"layers", "weights", "diffusion", "metrics", "attention", "evidence"},
+    {"types", "images", "files"},
+    {"arrays", "layers", "weights", "diffusion", "metrics", "attention", "evidence"},
     {"backbones", "data", "operators", "sharing"},
     {"baft", "uapf", "uqdd"},
     {"methods"},
@@ -39,6 +39,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The only steps allowed on one floor: room -> rooms.
 SIDEWAYS = {
     "images": {"types"},
+    "files": {"types"},
     "training": {"evaluation", "checkpoint", "training_data", "turns"},
     "turns": {"training_data"},
     "report": {"evaluation"},
@@ -47,7 +48,8 @@ SIDEWAYS = {
 }
 
 # Rooms that may not know a library: folder or file -> top-level modules.
-FORBIDDEN = {f"{PACKAGE}/data": {"jax", "jaxlib", "flax"}}
+NO_JAX = {"jax", "jaxlib", "flax"}
+FORBIDDEN = {f"{PACKAGE}/{room}": NO_JAX for room in ("data", "files", "arrays")}
 
 # Configs stop at the door: only these package files may read a ConfigDict.
 READS_CONFIGS = {"doors", "cli", "__main__"}

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from data_prep import array_records
+from diffup_jax import files
 from diffup_jax.data import doctor, episodes, lists, packed, pipeline, rasters
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.benchmarks import BENCHMARKS
@@ -260,7 +261,7 @@ def test_nothing_half_packed_is_left(tmp_path, capsys):
     whole = (out / "train" / "packed.json").read_bytes()
     picture = root / "images" / "picture003.png"
     picture.write_bytes(picture.read_bytes()[:200])
-    left = out / ".train.99999.partial"
+    left = files.aside(out / "train")
     left.mkdir()
     assert command("label_map", root, "train", out) == 2
     assert "picture003" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import jax
@@ -12,6 +11,7 @@ import pytest
 
 from diffup_jax import prior_cache, training, training_data
 from diffup_jax import settings as setup
+from diffup_jax.arrays import Arrays
 from diffup_jax.data import sources
 from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
@@ -80,7 +80,7 @@ def test_an_interrupted_cache_is_not_whole_and_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         open_cache(tmp_path, make=cut)
-    assert not list(tmp_path.glob("*/cache.json"))
+    assert not list(tmp_path.glob("*.arrays"))
     seen = []
 
     def rest(first):
@@ -96,7 +96,7 @@ def test_an_interrupted_cache_is_not_whole_and_goes_on(tmp_path):
 def test_too_few_episodes_are_no_cache(tmp_path):
     with pytest.raises(DiffUpError, match="4 of 10 episodes"):
         open_cache(tmp_path, make=lambda first: iter([rows(0, 4)]))
-    assert not list(tmp_path.glob("*/cache.json"))
+    assert not list(tmp_path.glob("*.arrays"))
 
 
 def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
@@ -106,11 +106,45 @@ def test_a_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
         open_cache(tmp_path, make=unwanted)
 
 
-def test_a_cache_that_lost_a_file_is_refused(tmp_path):
-    cache = open_cache(tmp_path)
-    (cache.folder / "00.npy").unlink()
-    with pytest.raises(DiffUpError, match="holds 2 arrays, expected 3"):
-        open_cache(tmp_path)
+def flip(content):
+    """One bit of the kept row 7."""
+    at = content.index(rows(7, 1)["maps"].astype(np.float16).tobytes())
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (flip, r"the array \"\['maps'\]\" has another digest"),
+        (lambda content: content[:-1], "bytes, not"),
+        (lambda content: content[:-200], "bytes, not"),
+        (lambda content: content[:100], "its head has not its digest"),
+        (lambda content: b"", "does not begin with"),
+    ],
+)
+def test_a_damaged_cache_is_made_again_aloud(tmp_path, damage, told):
+    open_cache(tmp_path)
+    (path,) = tmp_path.glob("*.arrays")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.warns(
+        RuntimeWarning, match=rf"arrays is damaged and made again.*{told}"
+    ):
+        cache = open_cache(tmp_path)
+    everything = cache.batch(np.arange(EPISODES))
+    np.testing.assert_array_equal(everything["maps"], rows(0, EPISODES)["maps"])
+    assert path.read_bytes() == whole
+    open_cache(tmp_path, make=unwanted)
+
+
+def test_a_cache_of_another_program_is_refused(tmp_path):
+    """The same facts, other arrays: a program whose revision was not raised."""
+    open_cache(tmp_path)
+    other = {name: leaf for name, leaf in EXAMPLE.items() if name != "empty"}
+    with pytest.raises(DiffUpError, match=r"other arrays .*'empty'.*Delete the file"):
+        prior_cache.open_or_make(
+            tmp_path, facts=FACTS, example=other, episodes=EPISODES, make=unwanted
+        )
 
 
 def test_every_epoch_walks_all_rows_in_an_order_of_its_own():
@@ -191,14 +225,14 @@ def test_a_run_on_a_cache_stops_goes_on_and_ends_the_same(root, tmp_path, monkey
     config.train.checkpoint_every = 3
 
     straight = training.train(config, str(tmp_path / "straight"))
-    (whole,) = (tmp_path / "kept").glob("*/cache.json")
+    (whole,) = (tmp_path / "kept").glob("*.arrays")
     made_at = whole.stat().st_mtime_ns
     # So priors of another revision of the method are another cache.
-    assert json.loads(whole.read_text())["revision"] == REVISION
+    assert Arrays(str(whole), whole.stem).facts["revision"] == REVISION
     runs.train_until(5, config, tmp_path / "cut", monkeypatch)
     resumed = training.train(config, str(tmp_path / "cut"))
 
-    (whole,) = (tmp_path / "kept").glob("*/cache.json")
+    (whole,) = (tmp_path / "kept").glob("*.arrays")
     assert whole.stat().st_mtime_ns == made_at
     for one, two in zip(
         jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True

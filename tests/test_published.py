@@ -138,8 +138,9 @@ def test_absent_lists_say_where_they_were_looked_for(tmp_path):
         published.read_lists(
             write(tmp_path, "fss/mine.txt", "a").parent, "fss", split="mine", fold=0
         )
-    for read in (published.read_coco, published.read_pascal):
-        with pytest.raises(DiffUpError, match="cannot read the list"):
-            read(tmp_path / "none")
+    with pytest.raises(DiffUpError, match="cannot read the list"):
+        published.read_coco(tmp_path / "none")
+    with pytest.raises(DiffUpError, match="none is missing"):
+        published.read_pascal(tmp_path / "none")
     with pytest.raises(DiffUpError, match="is empty"):
         published.read_pascal(write(tmp_path, "fold0.txt", "\n"))

@@ -190,7 +190,7 @@ def listed(*lines):
         (lambda r: shutil.rmtree(r / "JPEGImages"), "JPEGImages is missing"),
         (remove("JPEGImages/a.jpg"), "a.jpg"),
         (remove("SegmentationClassAug/a.png"), "a.png"),
-        (remove("ImageSets/Segmentation/val.txt"), "no list for split 'val'"),
+        (remove("ImageSets/Segmentation/val.txt"), "val.txt is missing.*pascal5i"),
         (put("SegmentationClassAug/a.png", picture((21, 0, 0, 2, 2))), r"\[21\]"),
         (put("SegmentationClassAug/a.png", LABELS["a"][1:]), "19 x 30"),
         (

@@ -7,11 +7,11 @@ images are scaled.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from diffup_jax.backbones.recipe import Normalise
+from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
 SINGLE = "model.safetensors"
@@ -26,14 +26,11 @@ def config(folder: Path) -> dict[str, Any]:
             f"No folder at {str(folder)!r}; expected one with config.json and "
             "safetensors, as Hugging Face's save_pretrained writes it."
         )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DiffUpError(
-            f"{str(file)!r} cannot be read: {error}. The folder needs the config.json "
-            "of its network; without one, name the network: backbones.get(NAME, "
-            f"weights={str(folder)!r})."
-        ) from error
+    fix = (
+        "The folder needs the config.json of its network; without one, name the "
+        f"network: backbones.get(NAME, weights={str(folder)!r})."
+    )
+    found = read_json(file, fix=fix)
     if not isinstance(found, dict):
         raise DiffUpError(f"{str(file)!r} is not the config.json of a network.")
     return found
@@ -47,8 +44,9 @@ def normalise(folder: Path) -> Normalise | None:
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return None
+    fix = "Expected image_mean and image_std, three numbers each; correct or remove it."
+    found = read_json(file, fix=fix)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
         scale = float(found.get("rescale_factor", 1 / 255))
         plain = not found.get("do_normalize", True)
         mean, std = ((0.0,) * 3, (1.0,) * 3)
@@ -57,10 +55,9 @@ def normalise(folder: Path) -> Normalise | None:
                 tuple(float(x) for x in found[key])
                 for key in ("image_mean", "image_std")
             )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DiffUpError(
-            f"{str(file)!r} cannot be read ({type(error).__name__}: {error}); expected "
-            "image_mean and image_std, three numbers each. Correct or remove it."
+            f"{str(file)!r} cannot be read ({type(error).__name__}: {error}). {fix}"
         ) from error
     if abs(scale * 255 - 1) > 1e-6 or len(mean) != 3 or len(std) != 3:
         raise DiffUpError(
@@ -89,14 +86,15 @@ def files(folder: Path) -> tuple[Path, ...]:
 
 def shards(index: Path) -> tuple[str, ...]:
     """File names in an index, in order. Raises DiffUpError when it is no index."""
+    fix = "Expected an index of shards; fetch the folder again."
+    found = read_json(index, fix=fix)
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = found["weight_map"].values()
         plain = sorted(set(names))
         if not plain or any(Path(name).name != name for name in plain):
             raise ValueError(f"its weight_map names {plain[:3]}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DiffUpError(
-            f"{str(index)!r} cannot be read as an index of shards: {error}. Fetch the "
-            "folder again."
+            f"{str(index)!r} names no weights ({type(error).__name__}: {error}). {fix}"
         ) from error
     return tuple(plain)

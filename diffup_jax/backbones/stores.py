@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffup_jax import files
 from diffup_jax import weights as weight_files
 from diffup_jax.backbones import folders, hub
 from diffup_jax.types import DiffUpError
@@ -50,9 +51,7 @@ class Source(NamedTuple):
 
 def cache_folder() -> Path:
     """The folder of converted weights."""
-    named = os.environ.get("DIFFUP_CACHE")
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "diffup"
-    return root / "backbones"
+    return files.cache_folder("backbones")
 
 
 def locate(
@@ -161,14 +160,14 @@ def converter(sizes: str) -> str:
 
 
 def _from_hub(name: str, *, command: str) -> Source:
-    files = hub.files(name, command=command)
-    return Source(files, name, files[0].parent)
+    found = hub.files(name, command=command)
+    return Source(found, name, found[0].parent)
 
 
-def _content(files: tuple[Path, ...], folder: Path) -> str:
+def _content(sources: tuple[Path, ...], folder: Path) -> str:
     """Hash of the files' bytes, remembered for their paths, sizes and times."""
     state = hashlib.sha256()
-    for file in files:
+    for file in sources:
         facts = file.stat()
         state.update(f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     known = folder / f"seen-{state.hexdigest()[:16]}"
@@ -177,13 +176,10 @@ def _content(files: tuple[Path, ...], folder: Path) -> str:
         if re.fullmatch(r"[0-9a-f]{16}", found):
             return found
     state = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            state.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in sources:
+        state.update(bytes.fromhex(files.file_hash(file)))
     found = state.hexdigest()[:16]
-    partial = known.with_name(f".{known.name}.{os.getpid()}")
-    partial.write_text(found, encoding="ascii")
-    os.replace(partial, known)
+    files.write_whole(known, found)
     return found
 
 

@@ -23,7 +23,6 @@ release has `bpe_simple_vocab_16e6.txt.gz`; a SigLIP 2 folder has `tokenizer.jso
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from tokenizers import (
     processors,
 )
 
+from diffup_jax.files import read_json, read_text
 from diffup_jax.types import DiffUpError
 
 # Files a tokenizer can be built from; a download asks for them besides the weights.
@@ -58,6 +58,7 @@ _MARKS = 4
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 
+_FETCH = "The file is damaged or of another kind; fetch it again."
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_PIECES = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
@@ -165,12 +166,12 @@ def _clip_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
     whole, names, pairs, original = (folder / name for name in FILES["clip"])
     try:
         if names.is_file() and pairs.is_file():
-            lines = pairs.read_text(encoding="utf-8").splitlines()
-            return _json(names), _pairs(
+            lines = read_text(pairs, fix=_FETCH).split("\n")
+            return read_json(names, fix=_FETCH), _pairs(
                 line for line in lines if line and not line.startswith("#version")
             )
         if whole.is_file():
-            model = _json(whole)["model"]
+            model = read_json(whole, fix=_FETCH)["model"]
             return model["vocab"], _pairs(model["merges"])
         if original.is_file():
             with gzip.open(original, "rt", encoding="utf-8") as file:
@@ -246,8 +247,8 @@ def _words(path: Path, length: int) -> Callable[[list[str]], list[list[int]]]:
     if not path.is_file():
         raise _missing("This backbone", path.parent, (path.name,))
     try:
-        words = list(_json(path)["words"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        words = list(read_json(path, fix=_FETCH)["words"])
+    except (ValueError, KeyError, TypeError) as error:
         raise _damaged("This backbone", path.parent, error) from error
     ids = word_ids(words)
 
@@ -262,10 +263,6 @@ def _words(path: Path, length: int) -> Callable[[list[str]], list[list[int]]]:
     return encode
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _missing(what: str, folder: Path, names: Sequence[str]) -> DiffUpError:
     return DiffUpError(
         f"{what} has a text tower, and {str(folder)!r} has no vocabulary for it; "
@@ -275,6 +272,5 @@ def _missing(what: str, folder: Path, names: Sequence[str]) -> DiffUpError:
 
 def _damaged(what: str, folder: Path, error: Any) -> DiffUpError:
     return DiffUpError(
-        f"The vocabulary of {what} in {str(folder)!r} cannot be read: {error}. "
-        "The file is damaged or of another kind; fetch it again."
+        f"The vocabulary of {what} in {str(folder)!r} cannot be read: {error}. {_FETCH}"
     )

@@ -18,7 +18,6 @@ writes one). A mask of 0 and 1 is understood too.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from jaxtyping import Bool, UInt8, UInt16
 from PIL import Image
 
 from diffup_jax.data import coco, rasters
+from diffup_jax.files import read_json, read_text
 from diffup_jax.types import DiffUpError
 
 FSS_LAYOUT = "data/CLASS/N.jpg and N.png, splits/trn.txt, val.txt and test.txt"
@@ -161,12 +161,11 @@ def read_list(root: Path, split: str) -> list[str]:
     Raises DiffUpError when the list is missing or empty.
     """
     path = root / "splits" / f"{split}.txt"
-    if not path.is_file():
-        raise DiffUpError(
-            f"{path} is missing. Run python -m data_prep.fss1000, which says where the "
-            f"published lists are. Layout: {FSS_LAYOUT}"
-        )
-    lines = path.read_text(encoding="utf-8").split("\n")
+    fix = (
+        "Run python -m data_prep.fss1000, which says where the published lists are. "
+        f"Layout: {FSS_LAYOUT}"
+    )
+    lines = read_text(path, fix=fix).split("\n")
     names = sorted(line.strip() for line in lines if line.strip())
     if not names:
         raise DiffUpError(f"{path} is empty; expected one class name per line.")
@@ -248,12 +247,12 @@ def read_folds(root: Path, names: Sequence[str]) -> tuple[int, ...]:
     path = root / CLASSES
     if not path.is_file():
         return (0,) * len(names)
-    form = 'expected {"classes": [{"name": "cat", "fold": 0}, ...]}'
+    form = 'Expected {"classes": [{"name": "cat", "fold": 0}, ...]}.'
+    content = read_json(path, fix=form)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         folds = {str(e["name"]): e["fold"] for e in content["classes"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DiffUpError(f"{path} is malformed ({error!r}); {form}.") from error
+    except (KeyError, TypeError) as error:
+        raise DiffUpError(f"{path} is malformed ({error!r}). {form}") from error
     for name in names:
         if type(folds.get(name)) is not int or folds[name] < 0:
             raise DiffUpError(

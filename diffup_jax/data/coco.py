@@ -36,8 +36,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 from pycocotools import mask as coco_mask
 
+from diffup_jax.arrays import Arrays
 from diffup_jax.data import coco_index, rasters
-from diffup_jax.data.mapped import Mapped
 from diffup_jax.types import DiffUpError
 
 CROWD = ("hsnet", "ignore")
@@ -59,7 +59,7 @@ class CocoSource:
     class_names: tuple[str, ...]
     class_folds: tuple[int, ...]
     by_class: tuple[tuple[str, ...], ...]
-    index: Mapped
+    index: Arrays
     folders: tuple[str, ...]
     places: np.ndarray
     crowd: str
@@ -282,7 +282,7 @@ def _by_size(numbers: np.ndarray) -> np.ndarray:
     return rank[numbers]
 
 
-def _find_images(index: Mapped, path: Path, folders: Sequence[Path]) -> np.ndarray:
+def _find_images(index: Arrays, path: Path, folders: Sequence[Path]) -> np.ndarray:
     """uint8 per image, see CocoSource. A disk is asked once per folder, not per image.
 
     The first of `folders` that has the file wins, its own name before the 2017 name.

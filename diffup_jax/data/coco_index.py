@@ -1,7 +1,7 @@
 """An instances JSON as flat arrays, parsed once and mapped from then on.
 
 `open_index` answers the arrays of a file instances_SPLIT.json. They lie in the user's
-cache folder (`mapped.cache_file`), never among the data, which may be shared or read
+cache folder (`files.cache_folder`), never among the data, which may be shared or read
 only. The key is the hash of the JSON's content and the version of this reader: size and
 time of a file alone would let an edited JSON pass.
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import mapped
-from diffup_jax.data.mapped import Mapped
+from diffup_jax import arrays as stores
+from diffup_jax import files
+from diffup_jax.arrays import Arrays
 from diffup_jax.types import DiffUpError
 
 # Part of the key: a change of what the arrays mean must change it.
@@ -67,31 +69,31 @@ class _Content(msgspec.Struct, gc=False):
 _FORM = msgspec.json.Decoder(list[list[float]] | dict)
 
 
-def open_index(path: Path) -> Mapped:
+def open_index(path: Path) -> Arrays:
     """The arrays of an instances JSON; facts: {"classes": names by rank of the id}.
 
     Raises DiffUpError for a missing or malformed JSON and when no index can be written.
     """
     try:
-        content = mapped.file_hash(path)
+        content = files.file_hash(path)
     except OSError as error:
         raise DiffUpError(f"cannot read {path}: {error.strerror}.") from error
     key = hashlib.sha256(f"{_VERSION} {content}".encode()).hexdigest()[:32]
-    return mapped.open_mapped(key, lambda: _parse(path))
+    return _kept(key, lambda: _parse(path))
 
 
-def open_visible(index: Mapped) -> Mapped:
+def open_visible(index: Arrays) -> Arrays:
     """{"pixels": of each pair of the index, those that the painted picture shows}.
 
     In that picture each pixel has the class of the last annotation that covers it
     (crowd regions are not painted). Counted once, about 15 s for 600 000 annotations.
     """
     key = hashlib.sha256(f"painted {index.key}".encode()).hexdigest()[:32]
-    return mapped.open_mapped(key, lambda: ({"pixels": _visible(index)}, {}))
+    return _kept(key, lambda: ({"pixels": _visible(index)}, {}))
 
 
 def shape(
-    index: Mapped | dict[str, np.ndarray], annotation: int, height: int, width: int
+    index: Arrays | dict[str, np.ndarray], annotation: int, height: int, width: int
 ) -> list[dict]:
     """The compressed run lengths whose union is an annotation's shape, maybe none."""
     part = int(index["part"][annotation])
@@ -130,12 +132,33 @@ def run_lengths(counts: bytes) -> np.ndarray:
     return lengths
 
 
+def _kept(
+    key: str, make: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]
+) -> Arrays:
+    """The store of this key in the cache folder, of the arrays and facts of `make`."""
+    path = files.cache_folder("index") / f"{key}.index"
+
+    def write() -> None:
+        made, facts = make()
+        try:
+            stores.write(path, key, made, facts=facts)
+        except OSError as error:
+            raise DiffUpError(
+                f"no place for an index ({path}: {error.strerror or error}). Make the "
+                "folder writable, or name another in the variable DIFFUP_CACHE."
+            ) from error
+
+    return stores.open_or_make(path, key, write)
+
+
 def _parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     collecting = gc.isenabled()
     gc.disable()  # nothing to collect in JSON, and looking for it takes half the time
     try:
         try:
-            content = msgspec.json.decode(path.read_bytes(), type=_Content)
+            text = files.read_text(path, fix="Download it again.")
+            content = msgspec.json.decode(text, type=_Content)
+            del text
             return _arrays(content)
         except msgspec.ValidationError:  # before its base class; told below
             raise
@@ -288,7 +311,7 @@ def _pairs(arrays: dict[str, np.ndarray], classes: int) -> dict[str, np.ndarray]
     }
 
 
-def _visible(index: Mapped) -> np.ndarray:
+def _visible(index: Arrays) -> np.ndarray:
     """Pixels of each pair in the painted picture, from run lengths alone.
 
     Going back from the last annotation, each shows what it adds to the union.

@@ -21,6 +21,7 @@ from diffup_jax.data.inspection_json import (
     inspect_instances,
     turned,
 )
+from diffup_jax.files import read_text
 from diffup_jax.types import DiffUpError
 
 
@@ -116,11 +117,13 @@ def inspect_folder(root: Path, split: str, pictures: Pictures) -> Findings:
 
 
 def _lines(path: Path, findings: Findings) -> list[str]:
-    """The lines of a list once each; an absent list and repeats are told."""
-    if not path.is_file():
-        findings.problems.append(f"{path}: this list is missing")
+    """The lines of a list once each; one that cannot be read is told, and repeats."""
+    try:
+        text = read_text(path, fix="A list has one name per line.")
+    except DiffUpError as error:
+        findings.problems.append(str(error))
         return []
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     counts = Counter(filter(None, lines))
     findings.problems += [
         f"{path}: lists {line!r} {times} times"

@@ -6,7 +6,6 @@ Also home of `Findings`, which the checks of all layouts answer (inspection.py).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diffup_jax.data.rasters import Facts
+from diffup_jax.files import read_json
+from diffup_jax.types import DiffUpError
 
 PHOTOGRAPHS = (".jpg", ".jpeg")
 PICTURES = (*PHOTOGRAPHS, ".png")
@@ -48,9 +49,9 @@ def inspect_instances(
     findings = Findings()
     problems = findings.problems
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
+        content = read_json(path, fix="Expected a COCO instances file.")
+    except DiffUpError as error:
+        problems.append(str(error))
         return findings
     keys = ("images", "categories", "annotations")
     if not isinstance(content, dict) or not all(

@@ -14,7 +14,6 @@ background.
 from __future__ import annotations
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 
 from diffup_jax.data import rasters
+from diffup_jax.files import read_json, read_text
 from diffup_jax.types import DiffUpError
 
 LAYOUT = "images/NAME.jpg, masks/NAME.png, classes.json and list files such as test.txt"
@@ -91,16 +91,11 @@ def open_label_maps(root: Path, *, split: str, min_area: float) -> LabelMapSourc
 
 def _read_classes(root: Path) -> tuple[list[dict], int | None]:
     path = root / "classes.json"
-    form = 'expected {"classes": [{"label": 1, "name": "cat"}, ...]}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DiffUpError(f"{path} is missing; {form}. Layout: {LAYOUT}") from None
-    except ValueError as error:
-        raise DiffUpError(f"{path} is not valid JSON ({error}); {form}.") from error
+    form = 'Expected {"classes": [{"label": 1, "name": "cat"}, ...]}.'
+    content = read_json(path, fix=f"{form} Layout: {LAYOUT}")
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise DiffUpError(f"{path} names no classes; {form}.")
+        raise DiffUpError(f"{path} names no classes. {form}")
     classes = []
     for position, entry in enumerate(entries):
         label = entry.get("label") if isinstance(entry, dict) else None
@@ -137,13 +132,12 @@ def _read_classes(root: Path) -> tuple[list[dict], int | None]:
 
 def _read_list(root: Path, split: str) -> list[str]:
     path = root / f"{split}.txt"
-    if not path.is_file():
-        lists = sorted(p.stem for p in root.glob("*.txt"))
-        raise DiffUpError(
-            f"{path} is missing: no list for split {split!r}. Lists found: {lists}. "
-            "A list has one image name per line, without folder and ending."
-        )
-    names = path.read_text(encoding="utf-8").split("\n")
+    lists = sorted(p.stem for p in root.glob("*.txt"))
+    fix = (
+        f"The list of a split has one image name per line, without folder and ending; "
+        f"found in {root}: {lists}."
+    )
+    names = read_text(path, fix=fix).split("\n")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise DiffUpError(f"{path} is empty; expected one image name per line.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.sources import Source
+from diffup_jax.files import read_text, write_whole
 from diffup_jax.types import DiffUpError
 
 
@@ -35,14 +36,7 @@ def write_draws(
     """
     head = {**meta, "count": len(draws), "sha": draws_sha(draws)}
     lines = [json.dumps(head), *(json.dumps(_row(draw)) for draw in draws)]
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_draws(
@@ -53,10 +47,8 @@ def read_draws(
     Raises DiffUpError when the file is absent, malformed, cut short or was edited (its
     hash tells).
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffUpError(f"cannot read the episode list {path}: {error}.") from error
+    fix = "Expected an episode list, as data_prep.freeze_episodes writes it."
+    lines = read_text(path, fix=fix).splitlines()
     try:
         meta = json.loads(lines[0])
         draws = tuple(_draw(json.loads(line)) for line in lines[1:])

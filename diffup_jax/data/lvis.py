@@ -14,11 +14,11 @@ mask is the union of its annotations; LVIS has no crowd regions.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffup_jax.data import coco
+from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
 FOLDS = 10
@@ -88,18 +88,15 @@ def read_table(root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     Raises DiffUpError when the file is missing or malformed.
     """
     path = root / TABLE
+    fix = (
+        f"Run python -m data_prep.lvis92i --root {root}, which makes it from "
+        f"lvis_v1_val.json. Layout: {LAYOUT}"
+    )
+    content = read_json(path, fix=fix)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["classes"]
+        rows = content["classes"]
         names = tuple(str(row["name"]) for row in rows)
         counts = tuple(int(row["val_images"]) for row in rows)
-    except FileNotFoundError:
-        raise DiffUpError(
-            f"{path} is missing. Run python -m data_prep.lvis92i --root {root}, which "
-            f"makes it from lvis_v1_val.json. Layout: {LAYOUT}"
-        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DiffUpError(
-            f"{path} is malformed ({error!r}). Remove it and run "
-            "python -m data_prep.lvis92i again."
-        ) from error
+        raise DiffUpError(f"{path} is malformed ({error!r}). {fix}") from error
     return names, counts

@@ -29,7 +29,6 @@ import bisect
 import contextlib
 import dataclasses
 import io
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from jaxtyping import Bool, UInt8, UInt16
 from PIL import Image
 
 from diffup_jax.data import rasters
+from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
 LAYOUT = "SPLIT/packed.json, dataset_info.json, features.json and *.array_record files"
@@ -177,8 +177,13 @@ def open_packed(root: Path, *, split: str, min_area: float) -> PackedSource:
     """
     folder = root / split
     path = folder / "packed.json"
+    found = sorted(p.parent.name for p in root.glob("*/packed.json"))
+    fix = (
+        f"Packed splits found in {root}: {found}. Pack one with "
+        f"python -m data_prep.array_records --out {root}. Layout: {LAYOUT}"
+    )
+    facts = read_json(path, fix=fix)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
         least, files = float(facts["min_area"]), dict(facts["files"])
         names = tuple(facts["images"])
         by_class = [
@@ -188,12 +193,6 @@ def open_packed(root: Path, *, split: str, min_area: float) -> PackedSource:
         title, classes = str(facts["name"]), tuple(map(str, facts["class_names"]))
         folds = tuple(map(int, facts["class_folds"]))
         kind = str(facts["made_from"]["source"])
-    except FileNotFoundError:
-        found = sorted(p.parent.name for p in root.glob("*/packed.json"))
-        raise DiffUpError(
-            f"{path} is missing; packed splits found in {root}: {found}. Pack one with "
-            f"python -m data_prep.array_records --out {root}. Layout: {LAYOUT}"
-        ) from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DiffUpError(
             f"{path} is not the list of a packed data set ({type(error).__name__}: "

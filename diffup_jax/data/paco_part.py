@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffup_jax.data import lvis, parts
+from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
 FOLDS = 4
@@ -34,7 +35,7 @@ def open_paco_part(root: Path, *, split: str, min_area: float) -> parts.PartSour
     parts.require_split("PACO-Part", split)
     path = annotation_path(root, split)
     names, index = _read_table(root)
-    content = parts.read_json(path, LAYOUT)
+    content = read_json(path, fix=f"Get it again. Layout: {LAYOUT}")
     try:
         sizes = {
             e["id"]: (int(e["height"]), int(e["width"])) for e in content["images"]
@@ -69,20 +70,16 @@ def annotation_path(root: Path, split: str) -> Path:
 def _read_table(root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """(names, category id -> class) of the part classes."""
     path = root / TABLE
-    if not path.is_file():
-        raise DiffUpError(
-            f"{path} is missing. Run python -m data_prep.paco_part --root {root}, "
-            f"which makes it from paco_lvis_v1_train.json. Layout: {LAYOUT}"
-        )
-    content = parts.read_json(path, LAYOUT)
+    fix = (
+        f"Run python -m data_prep.paco_part --root {root}, which makes it from "
+        f"paco_lvis_v1_train.json. Layout: {LAYOUT}"
+    )
+    content = read_json(path, fix=fix)
     try:
         names = tuple(str(row["name"]) for row in content["parts"])
         ids = [int(row["id"]) for row in content["parts"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DiffUpError(
-            f"{path} is malformed ({error!r}). Remove it and run "
-            "python -m data_prep.paco_part again."
-        ) from error
+        raise DiffUpError(f"{path} is malformed ({error!r}). {fix}") from error
     return names, {category: index for index, category in enumerate(ids)}
 
 

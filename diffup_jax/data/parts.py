@@ -12,11 +12,10 @@ photograph. (The published code, Matcher's, draws the object at random.)
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
@@ -164,18 +163,6 @@ def build(
         bounds=np.cumsum([0, *(len(code) for _, code in codes)], dtype=np.int64),
         codes=np.frombuffer(b"".join(code for _, code in codes), np.uint8),
     )
-
-
-def read_json(path: Path, layout: str) -> Any:
-    """The content of a JSON file; DiffUpError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DiffUpError(f"{path} is missing. Layout: {layout}") from None
-    except ValueError as error:
-        raise DiffUpError(
-            f"{path} is not valid JSON ({error}); get or make it again."
-        ) from error
 
 
 def require_split(name: str, split: str) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffup_jax.data import parts
+from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
 ANNOTATIONS = "Annotations_Part_json_merged_part_classes"
@@ -47,7 +48,7 @@ def open_pascal_part(root: Path, *, split: str, min_area: float) -> parts.PartSo
     found: list[parts.Part] = []
     for name in sorted(wanted):
         path = root / ANNOTATIONS / f"{name}.json"
-        content = parts.read_json(path, LAYOUT)
+        content = read_json(path, fix=f"Get or make it again. Layout: {LAYOUT}")
         try:
             found += _pascal_parts(content["object"], wanted[name], f"{name}.jpg")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -81,7 +82,7 @@ def read_index(root: Path) -> list[tuple[str, str, str, dict[str, list[str]]]]:
     Raises DiffUpError when the index is missing or malformed.
     """
     path = root / INDEX
-    content = parts.read_json(path, LAYOUT)
+    content = read_json(path, fix=f"Get or make it again. Layout: {LAYOUT}")
     try:
         return [
             (kind, thing, part, {s: [str(i) for i in images[s]] for s in parts.SPLITS})

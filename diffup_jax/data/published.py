@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from diffup_jax.files import read_text
 from diffup_jax.types import DiffUpError
 
 BENCHMARKS = ("coco", "pascal", "fss")
@@ -206,10 +207,7 @@ class _NothingCallable(pickle.Unpickler):
 
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """The numbered lines of a text list that are not blank; both line ends."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffUpError(f"cannot read the list {path}: {error}.") from error
+    text = read_text(path, fix="Copy the published list again.")
     numbered = enumerate(text.splitlines(), 1)
     lines = [(number, line.strip()) for number, line in numbered if line.strip()]
     if not lines:

@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 
 from diffup_jax.data import rasters
+from diffup_jax.files import read_text
 from diffup_jax.types import DiffUpError
 
 CLASSES = (
@@ -161,14 +162,11 @@ def read_list(path: Path) -> list[tuple[str, int | None]]:
     Lists with columns (VOC's per-class lists, PFENet's pairs of paths) are refused.
     Raises DiffUpError when the file is absent, empty or has such a line.
     """
-    if not path.is_file():
-        found = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise DiffUpError(
-            f"{path} is missing: no list for split {path.stem!r}. Lists found: "
-            f"{found}. `python -m data_prep.pascal5i` writes them."
-        )
+    found = sorted(p.stem for p in path.parent.glob("*.txt"))
+    fix = f"Lists found: {found}. `python -m data_prep.pascal5i` writes them."
     pairs: list[tuple[str, int | None]] = []
-    for line in filter(None, map(str.strip, path.read_text("utf-8").splitlines())):
+    lines = read_text(path, fix=fix).splitlines()
+    for line in filter(None, map(str.strip, lines)):
         name, mark, number = line.partition("__")
         known = number.isdecimal() and 1 <= int(number) <= len(CLASSES)
         if not name or " " in line or "/" in line or (mark and not known):
