@@ -8,9 +8,9 @@ command, training continues exactly where it was.
 if __name__ == "__main__":
     from absl import flags
 
-    from diffup_jax import doors, training
+    from diffup_jax import launch, training
 
     workdir = flags.DEFINE_string(
         "workdir", None, "Folder of checkpoints, metrics and config.", required=True
     )
-    doors.run(lambda config: training.train(config, workdir.value))
+    launch.run(lambda config: training.train(config, workdir.value), of_workdir=False)

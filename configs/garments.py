@@ -18,16 +18,14 @@ def get_config(fold=None):
     config.data.val_fraction = 0.1
     # Three sizes, chosen on base classes of training images: docs/results.md.
     config.prior.scales = (0.33, 0.5, 0.67)
-    # The finest grid the backbone has of an image at its largest size.
-    config.prior.affinity_stride = 24
-    config.decoder.size = "S"
-    config.decoder.mask_stride = 8
+    config.diffup.decoder.size = "S"
+    config.diffup.decoder.mask_stride = 8
     # Chosen on base classes of held-out training images: docs/results.md.
-    config.sampler.threshold = "iou"
+    config.diffup.sampler.threshold = "iou"
     # For process.diffusion, where 2 steps and 4 samples are enough (docs/results.md):
     # x_t holds what the chain will hold, the decoder's own answers and the prior.
-    config.losses.from_own = 0.6
-    config.losses.from_prior = 0.4
+    config.diffup.losses.from_own = 0.6
+    config.diffup.losses.from_prior = 0.4
     config.train.steps = 1500
     config.train.batch_size = 12
     # Named three times: half of the cues are masks.

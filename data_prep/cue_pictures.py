@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -32,7 +33,6 @@ from diffup_jax.data import cues, rasters
 from diffup_jax.data.cues import Conventions
 from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
-from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 
 _STANDARD = Conventions("tight", "stroke", 20)
 # (name, kind, conventions), in the order of the columns.

@@ -1,13 +1,12 @@
-"""F5: state, data position and config saved together, and restored exactly.
+"""F6: state, data position and config saved together, and restored exactly.
 
 Orbax writes each checkpoint aside and renames it, so a killed run never leaves a half
-one that looks whole. Checkpoints of another run or another decoder are refused before
-anything is lost.
+one that looks whole. Checkpoints of another run or another model are refused before
+anything is lost. The run is told by what config.run_facts answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffup_jax.data import cues
+from diffup_jax import methods
 from diffup_jax.files import read_json
-from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 
 # Written by orbax when a checkpoint is complete; an empty folder "8" lacks it.
 _COMPLETE = "_CHECKPOINT_METADATA"
-
-# Config keys that a resumed run may change: they alter no number of the training.
-_FREE = ("eval", "sampler", "data.workers", "data.test_root", "data.test_split")
-_FREE += ("train.log_every", "train.checkpoint_every", "train.keep", "train.val_every")
-_FREE += ("train.val_episodes", "train.multi_host", "data.root", "backbone.weights")
-# A run that stopped at a damaged file may continue and leave it out.
-_FREE += ("data.on_error", "train.prior_cache_dir")
-# What a run of before there was such a setting did.
-_LATER = {"train.val_classes": 0}
 
 
 def manager(workdir: str, *, keep: int) -> ocp.CheckpointManager:
@@ -54,9 +43,9 @@ def save(
     *,
     state: Any,
     position: dict[str, Any],
-    config: dict[str, Any],
+    run: dict[str, Any],
 ) -> None:
-    """Saves `state` (a tree of arrays), the data position and the config at `step`.
+    """Saves `state` (a tree of arrays), the data position and the run at `step`.
 
     Raises:
       DiffUpError: if something that is no complete checkpoint stands in its way.
@@ -66,7 +55,7 @@ def save(
         args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             position=ocp.args.JsonSave(position),
-            config=ocp.args.JsonSave({**config, "revision": REVISION}),
+            run=ocp.args.JsonSave(run),
         ),
     )
     if not saved:
@@ -91,16 +80,12 @@ def latest_step(workdir: str) -> int | None:
     return max(steps, default=None)
 
 
-def restore(
-    workdir: str, step: int, *, template: Any
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """State shaped and placed like `template`, data position and config of `step`.
+def restore(workdir: str, step: int, *, template: Any) -> tuple[Any, dict[str, Any]]:
+    """State shaped and placed like `template`, and data position, of `step`.
 
     Raises:
-      DiffUpError: if names or shapes of the saved state are not those of `template`;
-        as `saved_config` does.
+      DiffUpError: if names or shapes of the saved state are not those of `template`.
     """
-    config = saved_config(workdir, step)
     folder = _folder(workdir) / str(step)
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     saved = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
@@ -114,7 +99,30 @@ def restore(
                 position=ocp.args.JsonRestore(),
             ),
         )
-    return found["state"], found["position"], config
+    return found["state"], found["position"]
+
+
+def trained_params(
+    workdir: str, method: methods.Method, example: Any
+) -> tuple[dict[str, Any], int]:
+    """The averaged trained parts of the newest checkpoint, and its step.
+
+    example: an episode of the shape that the method was trained with.
+
+    Raises:
+      DiffUpError: if there is none, or it holds another model.
+    """
+    step = latest_step(workdir)
+    if step is None:
+        raise DiffUpError(
+            f"no checkpoint in {workdir!r}; expected a folder that train.py wrote with "
+            "--workdir. Train first, or use the training-free method with "
+            "--config.method=prior."
+        )
+    # Shapes only: the checkpoint holds the values.
+    shapes = jax.eval_shape(method.init, jax.random.key(0), example)
+    template = {"average": {name: shapes[name] for name in method.trainable}}
+    return restore_part(workdir, step, template=template)["average"], step
 
 
 def restore_part(workdir: str, step: int, *, template: dict[str, Any]) -> Any:
@@ -140,62 +148,33 @@ def restore_part(workdir: str, step: int, *, template: dict[str, Any]) -> Any:
         )
 
 
-def saved_config(workdir: str, step: int) -> dict[str, Any]:
-    """The config a checkpoint was made with, as plain JSON values.
+def saved_run(workdir: str, step: int) -> dict[str, Any]:
+    """What config.run_facts answered when the run of a checkpoint began.
 
     Raises:
-      DiffUpError: if there is none, or another revision of the method wrote it.
+      DiffUpError: if there is none, or another version of the method wrote it.
     """
-    file = next((_folder(workdir) / str(step) / "config").glob("*metadata*"), None)
+    told = f"The checkpoint {workdir!r} at step {step}"
+    again = "Train again in another --workdir, or use the diffup-jax that trained it."
+    file = next((_folder(workdir) / str(step) / "run").glob("*metadata*"), None)
     if file is None:
-        raise DiffUpError(f"The checkpoint {workdir!r} at step {step} has no config.")
-    config = read_json(file, fix="The checkpoint is damaged: use another step or run.")
-    revision = config.pop("revision", None)
-    if revision != REVISION:
         raise DiffUpError(
-            f"The checkpoint {workdir!r} at step {step} was written by revision "
-            f"{revision or 1} of the method, this is revision {REVISION}: its "
-            "parameters would answer otherwise than they were trained to. Train again "
-            "in another --workdir, or use the diffup-jax that trained it."
+            f"{told} does not say what run it is of; an earlier version of this "
+            f"program may have written it. {again}"
         )
-    return config
-
-
-def check_same_run(facts: dict[str, Any], saved: dict[str, Any], workdir: str) -> None:
-    """A checkpoint is continued only by the config and the weights that made it.
-
-    facts, saved: the config now and then, as `saved_config` answers it.
-
-    Raises:
-      DiffUpError: with every value that changed and alters a number of the training.
-    """
-    now, then = dict(_flat(facts)), {**_LATER, **dict(_flat(saved))}
-    # What no cue reads alters nothing; runs from before text cues have no such section.
-    free = _FREE if cues.any_text(now["train.cues"]) else (*_FREE, "text")
-    changed = [
-        f"config.{key}: was {then.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-        and not any(key == each or key.startswith(each + ".") for each in free)
-    ]
-    if changed:
+    run = read_json(file, fix=again)
+    method = methods.get(run["config"]["method"])
+    if run["version"] != method.version:
         raise DiffUpError(
-            f"{workdir!r} holds a run with another config:\n  "
-            + "\n  ".join(changed)
-            + "\nContinue it with its own values, or choose another --workdir."
+            f"{told} was written by version {run['version']} of the method "
+            f"{method.name}, this is version {method.version}: its parameters would "
+            f"answer otherwise than they were trained to. {again}"
         )
+    return run
 
 
 def _folder(workdir: str) -> Path:
     return Path(workdir).absolute() / "checkpoints"
-
-
-def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, tree
 
 
 def _incomplete(folder: Path) -> list[Path]:
@@ -229,5 +208,5 @@ def _check_shapes(saved: Any, template: Any, folder: Path) -> None:
         raise DiffUpError(
             f"The checkpoint {folder} holds another model than the config asks for "
             f"({len(problems)} differences):\n  {listed}{more}\nUse the config it was "
-            "trained with (decoder.size above all), or another --workdir."
+            "trained with (the size of its network above all), or another --workdir."
         )

@@ -114,9 +114,12 @@ class TrainSettings(Section):
             )
         least = 1 + len(self.also_over)
         if self.steps < least:
-            yield "steps", (
-                f"at least {least}, one for each backbone of train.also_over and "
-                "config.backbone"
+            yield (
+                "steps",
+                (
+                    f"at least {least}, one for each backbone of train.also_over and "
+                    "config.backbone"
+                ),
             )
 
 
@@ -218,16 +221,22 @@ def from_config(config: Any) -> Settings:
     return settings
 
 
+def values(settings: Section) -> dict[str, Any]:
+    """Every section as a dictionary, tuples as tuples: what a config holds."""
+
+    def of(value):
+        if isinstance(value, Section):
+            return values(value)
+        if isinstance(value, dict):
+            return {name: of(part) for name, part in value.items()}
+        return value
+
+    names = settings.__struct_fields__
+    return {name: of(getattr(settings, name)) for name in names}
+
+
 def defaults(method: str) -> dict[str, Any]:
-    """Every section of a method's run with its defaults, tuples as tuples."""
-
-    def values(section):
-        if not isinstance(section, Section):
-            return dict(section) if isinstance(section, dict) else section
-        return {
-            name: values(getattr(section, name)) for name in section.__struct_fields__
-        }
-
+    """`values` of a method's run that changes nothing."""
     return values(settings_type(method)(method=method))
 
 

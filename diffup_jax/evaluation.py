@@ -1,14 +1,11 @@
-"""F5: the evaluation loop.
+"""F6: the evaluation loop.
 
-    batches --predict--> probability and maps --score--> counts --update--> state
+    batches --ask--> predictions --score--> counts --update--> state
     state --compute--> scores, which report.py writes down
 
 Batches are `EvaluationBatch`es in the order of the evaluation list; they say which
-places of it they hold. `predict(keys, episode)`, with one key per episode, answers
-(prob [b n h w] in [0, 1], maps) at the network's size, maps holding "prior_mean",
-"prior_variance" and "uncertainty" of the same shape, "spread" where the method draws
-samples, and "threshold" [b n] where its masks are not cut at 1/2. The evaluator knows
-no method.
+places of it they hold. `ask(keys, episode)`, with one key per episode, answers a
+`Prediction`. The evaluator knows no method.
 
 Pixels are counted there, on the device; or, where a batch carries truths at their
 query's own size, on the host after every map was brought to that size.
@@ -27,9 +24,9 @@ from tqdm import tqdm
 from diffup_jax import metrics
 from diffup_jax.data import frames
 from diffup_jax.data.batches import EvaluationBatch
-from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.types import DiffUpError, Episode, Prediction
 
-Predict = Callable[[Array, Episode], tuple[Array, dict[str, Array]]]
+Ask = Callable[[Array, Episode], Prediction]
 
 
 class Evaluation(NamedTuple):
@@ -53,44 +50,40 @@ class Evaluation(NamedTuple):
 
 
 def predictions(
-    predict: Predict, key: Array, batches: Iterable[EvaluationBatch]
-) -> Iterator[tuple[EvaluationBatch, Episode, Array, dict[str, Array]]]:
-    """Yield (batch, its episode on the device, prob, maps) of each batch with episodes.
+    ask: Ask, key: Array, batches: Iterable[EvaluationBatch]
+) -> Iterator[tuple[EvaluationBatch, Episode, Prediction]]:
+    """Yield (batch, its episode on the device, prediction) of each batch with episodes.
 
     The key is folded with an episode's place in its list, so its noise depends neither
     on its batch nor on the others. Nothing waits for the device: a caller that reads
-    one batch late keeps it busy. Raises DiffUpError where `predict` breaks the contract
-    above.
+    one batch late keeps it busy. Raises DiffUpError where a prediction breaks the
+    contract of types.Prediction.
     """
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     for batch in batches:
         if not len(batch.places):
             continue
-        rows = len(batch.episode.query)
+        rows = len(batch.class_ids)
         places = np.resize(batch.places.astype(np.uint32), rows)
         episode = jax.device_put(batch.episode)
-        prob, maps = predict(fold(key, places), episode)
-        expected = episode.query_mask.shape
-        for name in metrics.MAPS:
-            if name not in maps:
-                raise DiffUpError(
-                    f"the method's maps are {sorted(maps)}; expected {name!r} among "
-                    "them: add it to what predict returns"
-                )
-        for name, values in {"prob": prob, **_read(maps)}.items():
-            wanted, fix = expected, "[b n h w]: resize it to the query's size"
-            if name == metrics.THRESHOLD:
-                wanted, fix = expected[:2], "[b n]: one number for each way"
-            if values.shape != wanted:
+        found = ask(fold(key, places), episode)
+        expected = (*batch.class_ids.shape, *episode.query.valid.shape[1:])
+        for name, values in {"probability": found.probability, **found.maps}.items():
+            if values.shape != expected:
                 raise DiffUpError(
                     f"predict returned {name} of shape {values.shape}, expected "
-                    f"{wanted} {fix}"
+                    f"{expected} [b n h w]: resize it to the query's size"
                 )
-        yield batch, episode, prob, maps
+        if found.threshold.shape != expected[:2]:
+            raise DiffUpError(
+                f"predict returned threshold of shape {found.threshold.shape}, "
+                f"expected {expected[:2]} [b n]: one number for each way"
+            )
+        yield batch, episode, found
 
 
 def evaluate(
-    predict: Predict,
+    ask: Ask,
     key: Array,
     batches: Iterable[EvaluationBatch],
     *,
@@ -118,14 +111,14 @@ def evaluate(
                 bar.update(batch.empty + len(batch.damaged))
                 yield batch
 
-        answers = predictions(predict, key, told(batches))
+        answers = predictions(ask, key, told(batches))
         for batch, counts in _one_late(_counted(answers)):
             count = len(batch.places)
             state = metrics.update(
                 state,
-                _on_host(batch, *counts, frame) if batch.truths else counts,
+                _on_host(batch, counts, frame) if batch.truths else counts,
                 numbers=batch.places.tolist(),
-                class_id=batch.episode.class_id[:count],
+                class_id=batch.class_ids[:count],
             )
             bar.update(count)
         seconds = bar.format_dict["elapsed"]
@@ -171,41 +164,33 @@ def gallery_choice(
     return np.concatenate([ranked[:end], spaced, ranked[len(ranked) - end :]])
 
 
-def _read(maps: dict[str, Array]) -> dict[str, Array]:
-    """What is scored of the maps: a method may tell more, of any shape."""
-    names = (*metrics.MAPS, *metrics.OPTIONAL_MAPS, metrics.THRESHOLD)
-    return {name: maps[name] for name in names if name in maps}
-
-
 def _counted(
-    answers: Iterable[tuple[EvaluationBatch, Episode, Array, dict[str, Array]]],
+    answers: Iterable[tuple[EvaluationBatch, Episode, Prediction]],
 ) -> Iterator[tuple[EvaluationBatch, Any]]:
-    """(batch, counts); for truths at their own size (batch, (prob, maps)) as they are.
+    """(batch, counts); for truths at their own size (batch, prediction) as it is.
 
-    Reading them here would wait for the device.
+    Reading it here would wait for the device.
     """
-    for batch, episode, prob, maps in answers:
-        maps = _read(maps)
-        own_size = bool(batch.truths)
-        yield batch, (prob, maps) if own_size else metrics.score(prob, maps, episode)
+    for batch, episode, found in answers:
+        yield batch, found if batch.truths else metrics.score(found, episode.query)
 
 
-def _on_host(batch: EvaluationBatch, prob, maps, frame: str) -> metrics.Counts:
+def _on_host(batch: EvaluationBatch, found: Prediction, frame: str) -> metrics.Counts:
     """Counts of the real episodes, each at its query's own size."""
-    prob = np.asarray(prob, np.float32)
-    maps = {name: np.asarray(values, np.float32) for name, values in maps.items()}
+    found = jax.tree.map(lambda x: np.asarray(x, np.float32), found)
     counts = []
     for row, truth in enumerate(batch.truths):
 
         def own(values, row=row, shape=truth.valid.shape):
             return np.stack([frames.leave(v, shape, frame=frame) for v in values[row]])
 
-        mine = {
-            name: values[row] if name == metrics.THRESHOLD else own(values)
-            for name, values in maps.items()
-        }
-        counts.append(metrics.score_on_host(own(prob), mine, *truth))
-    return metrics.Counts(*(np.concatenate(p) for p in zip(*counts, strict=True)))
+        mine = Prediction(
+            own(found.probability),
+            found.threshold[row],
+            {name: own(values) for name, values in found.maps.items()},
+        )
+        counts.append(metrics.score_on_host(mine, *truth))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *counts)
 
 
 def _one_late(items: Iterable[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""F5: what a run is scored on: novel classes of the test split, a list of episodes.
+"""F6: what a run is scored on: novel classes of the test split, a list of episodes.
 
 A list is drawn by the protocol or read from a file; read, it must fit the data and what
 is asked. A 0-shot list is that of the fewest shots (1 if there are none) without its
@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from diffup_jax import settings as setup
+from diffup_jax.config import Settings
 from diffup_jax.data import draws as drawing
 from diffup_jax.data import episodes, lists, pipeline, protocols, sources
+from diffup_jax.data.batches import Texts
 from diffup_jax.data.protocols import Protocol
-from diffup_jax.settings import Settings
 from diffup_jax.types import DiffUpError
 
 
@@ -57,7 +57,7 @@ def open_test(settings: Settings, *, shots: int) -> Test:
     options, data = settings.eval, settings.data
     protocol = protocols.get(options.protocol)
     drawn = shots or min((each for each in options.shots if each), default=1)
-    source = setup.open_split(settings, "test", shots=drawn)
+    source = sources.open_split(data, "test", shots=drawn, rule=protocol)
     classes = sources.fold_classes(source, data.fold, role="novel")
     if options.episodes_file:
         listed, facts = lists.read_draws(options.episodes_file)
@@ -150,7 +150,14 @@ def _check_list(settings: Settings, facts, draws, *, shots: int) -> None:
         )
 
 
-def batches(settings: Settings, test: Test, places: Iterable[int], cue: str):
+def batches(
+    settings: Settings,
+    test: Test,
+    places: Iterable[int],
+    cue: str,
+    *,
+    texts: Texts | None,
+):
     """Batches of the episodes at `places` of the list, each support with `cue`."""
     numbers = tuple(places)
     return pipeline.evaluation_batches(
@@ -158,11 +165,10 @@ def batches(settings: Settings, test: Test, places: Iterable[int], cue: str):
         [test.draws[number] for number in numbers],
         numbers=numbers,
         cue=cue,
-        conventions=setup.conventions(settings),
         protocol=test.protocol,
-        image_size=settings.data.image_size,
+        data=settings.data,
         batch_size=settings.eval.batch_size,
         seed=settings.eval.seed,
+        texts=texts,
         workers=settings.data.workers,
-        on_error=settings.data.on_error,
     )

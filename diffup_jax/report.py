@@ -1,24 +1,24 @@
-"""F5: the report of an evaluation.
+"""F6: the report of an evaluation.
 
     Evaluation and its setting --row--> results.json and the printed tables
 
 The results file holds what was measured and under which setting, and no time, so that
 running the same evaluation twice writes the same bytes. Keys of a row, in this order:
 
-    dataset .. threshold        the setting, see `Setting`
+    dataset .. settings         the setting, see `Setting`
     miou, miou_ci95, fb_iou     percent; the interval is a 95 % bootstrap
-    prior_miou, prior_threshold the prior mean alone at its best threshold
+    prior_miou, prior_threshold the prior mean alone at its best threshold; null of a
+                                method without one
     per_class                   class_id, name, iou, episodes
     everything_foreground       mIoU of predicting foreground everywhere
-    auroc_*                     of error, by the prior's variance, by the uncertainty
-                                sqrt(p (1 - p)) and by the spread over samples; null
-                                where it does not exist, as without samples
+    auroc                       of error, by each map that says where the method is
+                                unsure; null where a map orders nothing
     ece, ece_foreground         expected calibration error of the probability, over all
                                 pixels and where p >= 1/16 (metrics/calibration.py)
     reliability                 for each of 16 equal bins of p: confidence (mean p),
                                 frequency (share of foreground), share of all pixels
     absent_classes, skipped     classes without an episode; episodes left out
-    weights                     of the decoder
+    weights                     of the trained part
 """
 
 from __future__ import annotations
@@ -42,31 +42,21 @@ from diffup_jax.metrics import Reliability
 ROW_KEYS = (
     *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
     *("cue", "convention", "shots", "ways", "episodes", "episodes_sha", "seed"),
-    "method",
-    *("steps", "samples", "threshold"),
+    *("method", "settings"),
     *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
-    *("everything_foreground", "auroc_variance", "auroc_uncertainty", "auroc_spread"),
+    *("everything_foreground", "auroc"),
     *("ece", "ece_foreground", "reliability"),
     *("absent_classes", "skipped", "weights"),
 )
 
 
-# Where masks are cut, in words.
-_CUTS = {
-    "iou": "cut for the greatest expected IoU",
-    "half": "cut at 1/2",
-    "otsu": "cut by Otsu's criterion",
-}
-
-
 class Setting(NamedTuple):
     """Under what a number was measured; without all of it a number says nothing.
 
-    `weights_digest` identifies the backbone's weights, `episodes_sha` the evaluation
-    list, `convention` says what the cue means (data/cues.py), `method` how masks were
-    made ("prior", "one forward" or "diffusion"), `steps` and `samples` the sampler,
-    `threshold` where the probability is cut ("iou", "half" or, the prior, "otsu"),
-    `weights` the decoder (its checkpoint).
+    `weights_digest` identifies the backbone's weights ("" without a backbone),
+    `episodes_sha` the evaluation list, `convention` says what the cue means
+    (data/cues.py), `method` names the method and `settings` those of its settings that
+    evaluation may change, `weights` its trained part (the checkpoint).
     """
 
     dataset: str
@@ -82,9 +72,7 @@ class Setting(NamedTuple):
     episodes_sha: str
     seed: int
     method: str
-    steps: int
-    samples: int
-    threshold: str
+    settings: str
     weights: str
 
 
@@ -118,9 +106,7 @@ def row(
         "prior_threshold": scores.prior_threshold,
         "per_class": per_class,
         "everything_foreground": scores.everything_foreground,
-        "auroc_variance": scores.auroc_variance,
-        "auroc_uncertainty": scores.auroc_uncertainty,
-        "auroc_spread": scores.auroc_spread,
+        "auroc": scores.auroc,
         "ece": scores.ece,
         "ece_foreground": scores.ece_foreground,
         "reliability": _reliability(scores.reliability),
@@ -151,39 +137,54 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         groups.setdefault(tuple(each[name] for name in shared), []).append(each)
     for setting, members in groups.items():
         facts = dict(zip(shared, setting, strict=True))
-        _print(console, _MASKS, members, caption=_caption(facts, members))
-        _print(console, _SURENESS, members, caption=_SURENESS_CAPTION)
+        _print(console, _masks(members), members, caption=_caption(facts, members))
+        _print(console, _sureness(members), members, caption=_SURENESS_CAPTION)
 
 
-def _masks(each: Mapping[str, Any]) -> list[str]:
-    low, high = each["miou_ci95"]
-    return [
-        f"{each['prior_miou']:.1f} @ {each['prior_threshold']:.2f}",
-        f"[bold]{each['miou']:.1f}[/] ({low:.1f}-{high:.1f})",
-        f"{each['fb_iou']:.1f}",
-        str(each["episodes"]),
-        each["episodes_sha"],
-    ]
+def _masks(members: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Heading -> cell of every row."""
+    cells: dict[str, list[str]] = {}
+    for each in members:
+        low, high = each["miou_ci95"]
+        found = {
+            "prior": _prior(each),
+            "mIoU": f"[bold]{each['miou']:.1f}[/] ({low:.1f}-{high:.1f})",
+            "FB-IoU": f"{each['fb_iou']:.1f}",
+            "episodes": str(each["episodes"]),
+            "list": each["episodes_sha"],
+        }
+        for heading, cell in found.items():
+            cells.setdefault(heading, []).append(cell)
+    if all(cell == "-" for cell in cells["prior"]):
+        del cells["prior"]
+    return cells
 
 
-def _sureness(each: Mapping[str, Any]) -> list[str]:
-    names = ("ece", "ece_foreground")
-    ece = ["-" if each[name] is None else f"{each[name]:.3f}" for name in names]
-    names = ("auroc_variance", "auroc_spread", "auroc_uncertainty")
-    return ece + ["-" if each[name] is None else f"{each[name]:.2f}" for name in names]
+def _prior(each: Mapping[str, Any]) -> str:
+    if each["prior_miou"] is None:
+        return "-"
+    return f"{each['prior_miou']:.1f} @ {each['prior_threshold']:.2f}"
 
 
-# Headings after cue and shots, and how a row fills them.
-_MASKS = ("prior", "mIoU", "FB-IoU", "episodes", "list"), _masks
-_SURENESS = ("ECE", "ECE fg", "σ²", "spread", "√(p(1-p))"), _sureness
+def _sureness(members: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    number = lambda value, form: "-" if value is None else format(value, form)  # noqa: E731
+    cells = {
+        "ECE": [number(each["ece"], ".3f") for each in members],
+        "ECE fg": [number(each["ece_foreground"], ".3f") for each in members],
+    }
+    for name in dict.fromkeys(name for each in members for name in each["auroc"]):
+        found = [number(each["auroc"].get(name), ".2f") for each in members]
+        cells[name.replace("_", " ")] = found
+    return cells
+
+
 _SURENESS_CAPTION = (
     "ECE of the probability p over all pixels and (fg) where p >= 1/16; then the AUROC "
     "of error of each map, - where there is none"
 )
 
 
-def _print(console: Console, kind, members, *, caption: str) -> None:
-    headings, cells = kind
+def _print(console: Console, cells, members, *, caption: str) -> None:
     table = Table(
         caption=escape(caption),
         caption_justify="left",
@@ -191,11 +192,11 @@ def _print(console: Console, kind, members, *, caption: str) -> None:
         header_style="bold underline",
         padding=(0, 1, 0, 0),
     )
-    for name in ("cue", "shots", *headings):
+    for name in ("cue", "shots", *cells):
         right = name not in ("cue", "list")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for each in members:
-        table.add_row(escape(each["cue"]), str(each["shots"]), *cells(each))
+    for each, *found in zip(members, *cells.values(), strict=True):
+        table.add_row(escape(each["cue"]), str(each["shots"]), *found)
     # Numbers are never cut short: a narrower terminal wraps the lines itself.
     needed = Measurement.get(console, console.options.update(width=999), table)
     console.width = max(console.width, needed.maximum)
@@ -206,8 +207,8 @@ def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> 
     setting = (
         f"{facts['dataset']} fold {facts['fold']}, protocol {facts['protocol']}, "
         f"{facts['image_size']} px, {facts['ways']}-way; {facts['backbone']} "
-        f"(weights {facts['weights_digest']}); decoder {facts['weights']}, "
-        f"{sampler(facts)}, seed {facts['seed']}; interval: 95 % bootstrap"
+        f"(weights {facts['weights_digest']}); {method(facts)}, weights "
+        f"{facts['weights']}, seed {facts['seed']}; interval: 95 % bootstrap"
     )
     lines = [setting]
     told = dict.fromkeys(each["convention"] for each in members if each["convention"])
@@ -223,16 +224,10 @@ def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> 
     return "\n".join(lines)
 
 
-def sampler(facts: Mapping[str, Any]) -> str:
+def method(facts: Mapping[str, Any]) -> str:
     """How the masks of a row were made, in words."""
-    counts = {name: facts[name] for name in ("steps", "samples")}
-    # One of either is no news, but a chain is never named without its length.
-    told = [
-        f"{count} {name if count > 1 else name[:-1]}"
-        for name, count in counts.items()
-        if count > 1 or (name == "steps" and facts["method"] == "diffusion")
-    ]
-    return ", ".join([facts["method"], *told, _CUTS[facts["threshold"]]])
+    told = f" ({facts['settings']})" if facts["settings"] else ""
+    return f"method {facts['method']}{told}"
 
 
 def _reliability(table: Reliability) -> list[dict[str, float | None]]:

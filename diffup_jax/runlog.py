@@ -113,7 +113,7 @@ class Log:
         classes: str = "base classes",
         over: str = "",
     ) -> None:
-        """Records "val_miou" and "val_prior_miou" of a step.
+        """Records "val_miou" of a step, and "val_prior_miou" where there is a prior.
 
         classes: whose they are, in words. over: the further backbone they are of, which
         is part of their names then.
@@ -125,10 +125,12 @@ class Log:
         self._record(step, named)
         if self._lead:
             where = f", over {over}" if over else ""
+            prior = ""
+            if "val_prior_miou" in score:
+                prior = f", prior at best threshold {score['val_prior_miou']:.1f}"
             bar.write(
                 f"step {step}: validation on {classes}, held-out images{where}: "
-                f"mIoU {score['val_miou']:.1f}, prior at best threshold "
-                f"{score['val_prior_miou']:.1f}"
+                f"mIoU {score['val_miou']:.1f}{prior}"
             )
 
     def close(self) -> None:

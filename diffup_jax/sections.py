@@ -48,17 +48,17 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return iter(())
 
 
-def AtLeast(least: float) -> msgspec.Meta:  # noqa: N802 - reads as a type does
+def AtLeast(least: float) -> msgspec.Meta:
     """A number of at least `least`."""
     return msgspec.Meta(ge=least)
 
 
-def Above(least: float) -> msgspec.Meta:  # noqa: N802
+def Above(least: float) -> msgspec.Meta:
     """A number above `least`."""
     return msgspec.Meta(gt=least)
 
 
-def Within(least: float, most: float) -> msgspec.Meta:  # noqa: N802
+def Within(least: float, most: float) -> msgspec.Meta:
     """A number from `least` to `most`, both allowed."""
     return msgspec.Meta(ge=least, le=most)
 
@@ -99,7 +99,7 @@ def read(kind: type, values: Any, name: str, problems: list[str]) -> Any:
 
 def plain(section: Section) -> dict[str, Any]:
     """A section as JSON values: every field by name, tuples as lists."""
-    return msgspec.to_builtins(section)
+    return _json(section)
 
 
 def flat(tree: Mapping[str, Any], name: str = "") -> dict[str, Any]:
@@ -122,7 +122,7 @@ def fields_with(section: Section, role: Role, name: str = "") -> dict[str, Any]:
             for word, part in value.items():
                 found |= fields_with(part, role, f"{full}.{word}")
         elif role in role_of(hint):
-            found[full] = msgspec.to_builtins(value)
+            found[full] = _json(value)
     return found
 
 
@@ -130,6 +130,10 @@ def role_of(hint: Any) -> Role:
     """The role that an annotation states."""
     stated = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Role)]
     return stated[0] if stated else Role.RUN
+
+
+def _json(value: Any) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _field(value: Any, hint: Any, where: str, problems: list[str]) -> Any:

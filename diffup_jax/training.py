@@ -1,4 +1,4 @@
-"""F5: a training run, told from top to bottom: data, model, state, step, restore, loop.
+"""F6: a training run, told from top to bottom: data, model, state, step, restore, loop.
 
 A run is a pure function of its config: episode i and its random draws depend on (seed,
 i) only, so a run that was killed and started again ends bit for bit where an
@@ -8,6 +8,7 @@ uninterrupted one does, and the number of devices changes nothing but rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,12 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from diffup_jax import checkpoint, evaluation, training_data, turns
-from diffup_jax import settings as setup
+from diffup_jax import checkpoint, evaluation, in_turn, methods, sections, training_data
+from diffup_jax import config as configs
+from diffup_jax.config import Settings, TrainSettings
 from diffup_jax.data import cues, pipeline, protocols, sources
 from diffup_jax.methods import Method
 from diffup_jax.runlog import Log
-from diffup_jax.settings import Settings, TrainSettings
 from diffup_jax.types import DiffUpError
 
 
@@ -46,14 +47,14 @@ def train(config: Any, workdir: str) -> TrainState:
       DiffUpError: for a config, data, weights or checkpoint that cannot be used, before
         training starts; for a non-finite loss, leaving the last good checkpoint.
     """
-    settings = setup.from_config(config)
-    if settings.method == "prior":
+    settings = configs.from_config(config)
+    if not methods.get(settings.method).trainable:
         raise DiffUpError(
             f"config.method={settings.method!r} has nothing to train; it is scored "
             "with eval.py. Use --config.method=diffup."
         )
     options = settings.train
-    turns.require_text(settings)
+    in_turn.require_text(settings)
     if options.multi_host:
         jax.distributed.initialize()
     devices = jax.device_count()
@@ -64,36 +65,35 @@ def train(config: Any, workdir: str) -> TrainState:
         )
 
     # Data: base classes; some training images are kept aside for validation.
-    source = setup.open_split(settings, "train", shots=options.max_shots)
+    source = sources.open_split(settings.data, "train", shots=options.max_shots)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     training, held_out = sources.hold_out(source, settings.data.val_fraction)
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(training, base, shots=options.max_shots)
     base, left_out = sources.leave_out(source, base, options.val_classes)
-    dataset = training_data.batches(settings, training, base)
     validated = "left-out base classes" if left_out else "base classes"
     validation = training_data.validation_draws(
         held_out, left_out or base, options.val_episodes, settings.seed
     )
 
     # Model and state. A folder with another run is refused before anything is built.
-    over = turns.open_turns(settings, source.class_names)
-    facts = turns.facts(over)
+    over = in_turn.open_turns(settings, source)
+    recipe = in_turn.recipe_of(over, training, base)
+    dataset = training_data.batches(recipe, steps=options.steps)
+    run = configs.run_facts(settings, in_turn.digests(over))
     done = checkpoint.latest_step(workdir)
     if done is not None:
-        then = checkpoint.saved_config(workdir, done)
-        checkpoint.check_same_run(facts, then, workdir)
+        then = checkpoint.saved_run(workdir, done)
+        configs.check_same_run(settings, then, run, workdir)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
     state, frozen = init_state(over[0].method, tx, settings, mesh)
-    frozen = [frozen, *(turns.frozen(turn, mesh) for turn in over[1:])]
+    frozen = [frozen, *(in_turn.frozen(turn, mesh) for turn in over[1:])]
     losses = [turn.method.loss for turn in over]
     workers = settings.data.workers
     if options.prior_cache:
+        dataset = in_turn.cached_batches(over, frozen, mesh, recipe, workdir=workdir)
         losses, workers = [turn.method.loss_prepared for turn in over], 0
-        dataset = turns.cached_batches(
-            over, frozen, mesh, training, base, workdir=workdir
-        )
     batches = pipeline.iterate(dataset, workers=workers)
     steps = [
         make_step(loss, tx, mesh, ema_decay=options.ema_decay, seed=settings.seed)
@@ -102,7 +102,7 @@ def train(config: Any, workdir: str) -> TrainState:
 
     # Restore: the newest complete checkpoint of this very run, if there is one.
     if done is not None:
-        state, position, _ = checkpoint.restore(workdir, done, template=state)
+        state, position = checkpoint.restore(workdir, done, template=state)
         batches.set_state(position)
     if done == options.steps:
         print(f"{workdir} is finished: step {done} of {done}. Nothing to do.")
@@ -111,7 +111,7 @@ def train(config: Any, workdir: str) -> TrainState:
     writer = checkpoint.manager(workdir, keep=options.keep)
     log = Log(
         workdir,
-        config=setup.plain(settings),
+        config=sections.plain(settings),
         start=first,
         steps=options.steps,
         batch_size=options.batch_size,
@@ -120,7 +120,7 @@ def train(config: Any, workdir: str) -> TrainState:
     log.say(_summary(settings, over, state, training, base, left_out, first))
 
     # Loop: read metrics one step late, so the device never waits for the host.
-    predict = [jax.jit(turn.method.predict) for turn in over]
+    ask = [jax.jit(functools.partial(methods.asked, turn.method)) for turn in over]
     late: tuple[int, Any] | None = None
     try:
         with log.progress() as bar:
@@ -140,13 +140,14 @@ def train(config: Any, workdir: str) -> TrainState:
                     log.metrics(*late, bar)  # never save a spoilt state
                     late = None
                 if validating:
-                    for each, answer, rest in zip(over, predict, frozen, strict=True):
+                    for each, answer, rest in zip(over, ask, frozen, strict=True):
                         score = _validate(
                             answer,
                             {**rest, **state.average},
                             held_out,
                             validation,
                             settings,
+                            each.texts,
                         )
                         log.validation(
                             number, score, bar, classes=validated, over=each.name
@@ -157,7 +158,7 @@ def train(config: Any, workdir: str) -> TrainState:
                         number,
                         state=state,
                         position=batches.get_state(),
-                        config=facts,
+                        run=run,
                     )
     finally:
         batches.close()
@@ -193,7 +194,8 @@ def init_state(
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Fresh state and the frozen parts, both on every device."""
-    params = method.init(jax.random.key(settings.seed), setup.example_episode(settings))
+    one = training_data.example(settings)
+    params = method.init(jax.random.key(settings.seed), one)
     trained = {name: params[name] for name in method.trainable}
     frozen = {name: params[name] for name in params if name not in trained}
 
@@ -264,7 +266,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _validate(predict, params, source, draws, settings: Settings) -> dict[str, float]:
+def _validate(ask, params, source, draws, settings, texts) -> dict[str, float]:
     # One device is enough, and compiles the very program that eval.py runs.
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
     protocol = protocols.get("clean")
@@ -273,16 +275,15 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
         draws,
         numbers=range(len(draws)),
         cue=_validation_cue(settings.train.cues),
-        conventions=setup.conventions(settings),
         protocol=protocol,
-        image_size=settings.data.image_size,
+        data=settings.data,
         batch_size=settings.eval.batch_size,
         seed=settings.seed,
+        texts=texts,
         workers=0,
-        on_error=settings.data.on_error,
     )
     result = evaluation.evaluate(
-        lambda keys, episode: predict(params, keys, episode),
+        lambda keys, episode: ask(params, keys, episode),
         jax.random.key(settings.seed),
         batches,
         classes=sorted({draw.class_ids[0] for draw in draws}),
@@ -291,8 +292,10 @@ def _validate(predict, params, source, draws, settings: Settings) -> dict[str, f
         seed=settings.seed,
         resamples=1,
     )
-    scores = result.scores
-    return {"val_miou": scores.miou, "val_prior_miou": scores.prior_miou}
+    found = {"val_miou": result.scores.miou}
+    if result.scores.prior_miou is not None:
+        found["val_prior_miou"] = result.scores.prior_miou
+    return found
 
 
 def _validation_cue(trained: tuple[str, ...]) -> str:
@@ -304,8 +307,8 @@ def _validation_cue(trained: tuple[str, ...]) -> str:
 def _summary(settings, over, state, source, classes, left_out, first) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     lines = [
-        *turns.told(over),
-        f"decoder {settings.decoder.size}, {count / 1e6:.2f} M parameters",
+        *in_turn.in_words(over),
+        f"method {settings.method}, {count / 1e6:.2f} M trained parameters",
         f"data {source.root}: {len(classes)} base classes of fold "
         f"{settings.data.fold}, images {settings.data.image_size} x "
         f"{settings.data.image_size}",

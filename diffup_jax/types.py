@@ -48,7 +48,8 @@ class Support(NamedTuple):
 
     images       [b n k h w 3]  uint8, or float in [0, 1]
     fg           [b n k h w]    bool, or float in [0, 1]: known foreground
-    bg           [b n k h w]    bool, or float in [0, 1]: known background; unknown: both 0
+    bg           [b n k h w]    bool, or float in [0, 1]: known background; where
+                                nothing is known both are 0
     kind         [b n k]        int32 index into CUES
     valid        [b n k]        bool, False = padding
     text         [b n d]        float, what a way's text means in the method's own space

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffup_jax.methods.prior.baft import Priors
 from diffup_jax.methods.diffup.disturbance import Draws, disturb
+from diffup_jax.methods.prior.baft import Priors
 
 LEVELS, OPERATORS = 3, 4
 SD = 0.3

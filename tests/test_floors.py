@@ -162,7 +162,11 @@ def test_every_import_goes_down():
         ("uapf.py", "from diffup_jax import evaluation", "floor 3 imports"),
         ("uapf.py", "from .methods import diffup", "floor 3 imports"),
         ("data/cues.py", "from ..backbones import get", "floor 2 imports"),
-        ("baft.py", "def f():\n    from diffup_jax.methods.diffup.decoder import g", "floor 3 imports"),
+        (
+            "baft.py",
+            "def f():\n    from diffup_jax.methods.diffup.decoder import g",
+            "floor 3 imports",
+        ),
         ("evaluation.py", "from diffup_jax.training import x", "floor 6 imports"),
         ("__init__.py", "from diffup_jax.types import Level", "package front"),
         ("export.py", "import data_prep.make_scenes", "must not import"),

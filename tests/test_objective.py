@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 
 from diffup_jax.methods import objective
-from diffup_jax.methods.diffup.disturbance import Draws
 from diffup_jax.methods.diffup.decoder import UQDD
+from diffup_jax.methods.diffup.disturbance import Draws
 
 R, B = 16, 2
 NETWORK = UQDD("S", query_rgb=True, layout=True, affinity=False, scm=True, dqm=False)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from diffup_jax.sharing import Alike, Share
+
 from diffup_jax.methods.diffup.decoder import SIZES, STAGE_LEVELS, UQDD, Facts
 
 R = 16

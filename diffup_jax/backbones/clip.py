@@ -41,12 +41,16 @@ from diffup_jax.backbones.recipe import Normalise, Recipe, TextRecipe, check_siz
 from diffup_jax.backbones.towers import Tower, cells, unit
 from diffup_jax.backbones.transformer import resize_positions
 from diffup_jax.backbones.transformer_files import square
-from diffup_jax.types import TEXT_LENGTH, Features, Level
+from diffup_jax.types import Features, Level
 
 # CLIP's own channel statistics, used by every CLIP published since.
 NORMALISE = Normalise(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), bgr=False
 )
+
+
+# Context length of CLIP's text towers (arXiv 2103.00020).
+_TEXT_LENGTH = 77
 
 
 class Text(NamedTuple):
@@ -77,7 +81,7 @@ class Variant(NamedTuple):
 
 
 TEXT_512 = Text(
-    Tower(512, 12, 8, 2048, "quick_gelu", 1e-5), 49408, TEXT_LENGTH, 512, 49407, "clip"
+    Tower(512, 12, 8, 2048, "quick_gelu", 1e-5), 49408, _TEXT_LENGTH, 512, 49407, "clip"
 )
 _TEXT_768 = TEXT_512._replace(
     tower=Tower(768, 12, 12, 3072, "quick_gelu", 1e-5), joint=768
@@ -111,7 +115,7 @@ _TINY_S = Variant(
     text=Text(
         Tower(64, 2, 2, 128, "gelu_pytorch_tanh", 1e-5),
         vocabulary=83,
-        context=TEXT_LENGTH,
+        context=_TEXT_LENGTH,
         joint=64,
         eos=3,
         tokenizer="tiny_clip.json",
@@ -236,7 +240,7 @@ _TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
     "vocab_size": 49408,
-    "max_position_embeddings": TEXT_LENGTH,
+    "max_position_embeddings": _TEXT_LENGTH,
     "eos_token_id": 49407,
 }
 

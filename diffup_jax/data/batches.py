@@ -10,9 +10,9 @@ still depends on (seed, index) and the files alone; in evaluation the batch has 
 episode less. What was left out travels with the batch.
 
 A text cue is `text_valid`, and its embedding comes from a table with a row for each
-class of the source. Where "text" is one of the training cues, an episode has text alone as often as any other cue (1 of their
-number), and beside its shots in half of the others. With text alone no support is
-valid.
+class of the source. Where "text" is one of the training cues, an episode has text alone
+as often as any other cue (1 of their number), and beside its shots in half of the
+others. With text alone no support is valid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from diffup_jax.data import augment as augmentation
 from diffup_jax.data import cues as cue_maker
 from diffup_jax.data import frames
 from diffup_jax.data.augment import Augment
-from diffup_jax.data.cues import Conventions
 from diffup_jax.data.episodes import Draw, training_draw
 from diffup_jax.data.frames import View
 from diffup_jax.data.options import DataSettings

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt16
 from scipy import ndimage
 
-from diffup_jax.data import coco, packed
+from diffup_jax.data import coco, packed, protocols
 from diffup_jax.data.benchmarks import BENCHMARKS, Benchmark
+from diffup_jax.data.options import DataSettings
 from diffup_jax.types import DiffUpError
 
 KINDS = tuple(BENCHMARKS)
@@ -104,6 +105,27 @@ def open_source(
         split=split,
         min_area=min_area,
         **{name: options[name] for name in row.options},
+    )
+
+
+def open_split(
+    data: DataSettings, side: str, *, shots: int, rule: protocols.Protocol | None = None
+) -> Source:
+    """The source of "train" or "test" for episodes of that many shots.
+
+    rule: the protocol of a test; one with an area rule of its own tests by that rule
+    alone (see draws.py).
+    """
+    training = side == "train"
+    own_rule = rule is not None and (rule.min_pixels or rule.min_area)
+    return open_source(
+        data.source,
+        root=data.root if training else data.test_root or data.root,
+        split=data.train_split if training else data.test_split,
+        min_area=0.0 if own_rule else data.min_area,
+        crowd=data.crowd,
+        overlap=data.overlap,
+        shots=shots,
     )
 
 

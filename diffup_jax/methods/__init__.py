@@ -1,6 +1,7 @@
 """F4: methods. A method encodes examples into a memory and answers queries by it.
 
-    init(key, episode) -> params                       a dict of named parts
+    init(key, episode) -> params                       a dict of named parts: those in
+                                                       `trainable`, and "backbone"
     encode(params, support) -> memory                  a pytree; of the support alone
     predict(params, keys, query, memory) -> Prediction
     loss(params, keys, episode) -> (scalar, metrics)   per-device mean, no collectives
@@ -19,13 +20,13 @@ queries as one likes. Facts of the class:
 
 Optional, each found by its name:
 
-    prepare(params, episode) -> prepared          what a prior cache may keep of training
-    loss_prepared(params, keys, prepared)         episodes, and `loss` of it
+    prepare(params, episode) -> prepared          what a prior cache may keep of
+    loss_prepared(params, keys, prepared)         training episodes, and `loss` of it
     embed_text(phrases) -> [n d] float32          `Support.text`; where reads_text
     observe(params, query, memory) -> observed    what of an answer depends on nothing
     answer(params, keys, observed, strokes)       trained or said, and the Prediction
-                                                  from it; strokes (types of
-                                                  methods/correction.py) correct it
+                                                  from it; types.Strokes correct it
+    in_words()                                    how it answers, for a report
 
 Training, evaluation, report, gallery and `diffup_jax.load` know nothing else of one. A
 new method is a file here with `METHOD`, and a config.
@@ -84,8 +85,8 @@ def register(method: type) -> type:
 
 
 def names() -> tuple[str, ...]:
-    """Every name `get` knows."""
-    own = {m.name for m in pkgutil.iter_modules(__path__) if _is_method(m.name)}
+    """Every name `get` knows: what lies in this folder, and what was registered."""
+    own = {module.name for module in pkgutil.iter_modules(__path__)}
     return tuple(sorted(own | _REGISTERED.keys()))
 
 
@@ -93,7 +94,7 @@ def get(name: str) -> type:
     """The class of a method. Raises DiffUpError for an unknown name."""
     if name in _REGISTERED:
         return _REGISTERED[name]
-    if name.isidentifier() and name in names():
+    if name in names():
         return importlib.import_module(f"{__name__}.{name}").METHOD
     raise DiffUpError(
         f"unknown method {name!r}; known: {', '.join(names())}. Choose one with "
@@ -108,6 +109,7 @@ def asked(method: Method, params: dict, keys: Array, episode: Episode) -> Predic
     return method.predict(params, keys, episode.query, memory)
 
 
-def _is_method(module: str) -> bool:
-    found = importlib.import_module(f"{__name__}.{module}")
-    return hasattr(found, "METHOD")
+def in_words(method: Method) -> str:
+    """How a method answers, of what may change after training; "" if it has no words."""
+    told = getattr(method, "in_words", None)
+    return told() if told else ""

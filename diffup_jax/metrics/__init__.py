@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -31,11 +32,9 @@ from diffup_jax.metrics.calibration import (
 )
 from diffup_jax.metrics.counts import (
     ERROR_BINS,
-    MAPS,
-    OPTIONAL_MAPS,
+    PRIOR,
     PRIOR_BINS,
     PROBABILITY_LEVELS,
-    THRESHOLD,
     Counts,
     predicted,
     score,
@@ -44,9 +43,8 @@ from diffup_jax.metrics.counts import (
 from diffup_jax.types import DiffUpError
 
 __all__ = [
-    "MAPS",
-    "OPTIONAL_MAPS",
-    "THRESHOLD",
+    "ERROR_BINS",
+    "PRIOR",
     "Counts",
     "Reliability",
     "Scores",
@@ -66,8 +64,9 @@ __all__ = [
 class State(NamedTuple):
     """All that a run is reduced to; one row e per episode and way, sorted.
 
-    `classes` the fold's class indices, sorted; `prior` is summed by class, what follows
-    it over everything.
+    `classes` the fold's class indices, sorted; `truth` counts pixels by truth. `prior`
+    is summed by class, None of a method without one; what follows it is summed over
+    everything, `errors` for each map of the method.
     """
 
     classes: Int[np.ndarray, " c"]
@@ -76,24 +75,22 @@ class State(NamedTuple):
     class_id: Int[np.ndarray, " e"]
     intersection: Int[np.ndarray, "e 2"]
     union: Int[np.ndarray, "e 2"]
-    foreground: Int[np.ndarray, " e"]
-    prior: Int[np.ndarray, "c 2 bins"]
-    variance: Int[np.ndarray, "2 error_bins"]
-    uncertainty: Int[np.ndarray, "2 error_bins"]
-    spread: Int[np.ndarray, "2 error_bins"]
+    truth: Int[np.ndarray, "e 2"]
+    prior: Int[np.ndarray, "c 2 bins"] | None
+    errors: dict[str, Int[np.ndarray, "2 error_bins"]]
     probability: Int[np.ndarray, "2 levels"]
 
 
-# What only adds up; the fields before are one row each.
-_SUMS = ("prior", "variance", "uncertainty", "spread", "probability")
+# One row per episode and way; the fields after them only add up.
+_ROWS = ("episode", "way", "class_id", "intersection", "union", "truth")
 
 
 class Scores(NamedTuple):
     """The answers; IoU in percent, AUROC and ECE in [0, 1].
 
-    An AUROC is None when all pixels are right or all wrong, that of the spread also
-    when there was none (a method without samples, or with one); ECE is None without a
-    pixel.
+    `auroc`: of error, by every map that says where the method is unsure; None where all
+    pixels are right or all wrong, and where a map is zero everywhere, which orders
+    nothing. ECE is None without a pixel. The prior's are None of a method without one.
 
     `per_class` and `episodes` follow the fold's classes; `absent` lists the classes
     never met, which count as 0 in `miou`. `everything_foreground` is the mIoU of
@@ -105,12 +102,10 @@ class Scores(NamedTuple):
     per_class: Float[np.ndarray, " c"]
     episodes: Int[np.ndarray, " c"]
     absent: tuple[int, ...]
-    prior_miou: float
-    prior_threshold: float
+    prior_miou: float | None
+    prior_threshold: float | None
     everything_foreground: float
-    auroc_variance: float | None
-    auroc_uncertainty: float | None
-    auroc_spread: float | None
+    auroc: dict[str, float | None]
     ece: float | None
     ece_foreground: float | None
     reliability: Reliability
@@ -126,13 +121,8 @@ def zero(classes: Sequence[int]) -> State:
         )
     none = np.zeros(0, np.int64)
     pairs = np.zeros((0, 2), np.int64)
-    prior = np.zeros((len(known), 2, PRIOR_BINS + 1), np.int64)
-    error = np.zeros((2, ERROR_BINS), np.int64)
     claims = np.zeros((2, PROBABILITY_LEVELS + 1), np.int64)
-    return State(
-        *(known, none, none, none, pairs, pairs, none),
-        *(prior, error, error, error, claims),
-    )
+    return State(known, none, none, none, pairs, pairs, pairs, None, {}, claims)
 
 
 def update(
@@ -151,7 +141,8 @@ def update(
     numbers = np.asarray(numbers, np.int64)
     class_id = np.asarray(class_id, np.int64)
     real, ways = class_id.shape
-    counts = Counts(*(np.asarray(part)[:real].astype(np.int64) for part in counts))
+    cut = lambda part: np.asarray(part)[:real].astype(np.int64)  # noqa: E731
+    counts = jax.tree.map(cut, counts)
     if not counts.finite.all():
         raise DiffUpError(
             f"the prediction of episode {numbers[counts.finite == 0][0]} holds a NaN "
@@ -164,9 +155,11 @@ def update(
             f"an episode asks for class {strange[0]}, expected one of the fold's "
             f"{state.classes.tolist()}: the episode list belongs to another fold"
         )
-    prior = np.zeros_like(state.prior)
-    rows = np.searchsorted(state.classes, class_id).reshape(-1)
-    np.add.at(prior, rows, counts.prior.reshape(-1, *prior.shape[1:]))
+    prior = None
+    if counts.prior is not None:
+        prior = np.zeros((len(state.classes), 2, PRIOR_BINS + 1), np.int64)
+        rows = np.searchsorted(state.classes, class_id).reshape(-1)
+        np.add.at(prior, rows, counts.prior.reshape(-1, *prior.shape[1:]))
     batch = State(
         classes=state.classes,
         episode=np.repeat(numbers, ways),
@@ -174,9 +167,10 @@ def update(
         class_id=class_id.reshape(-1),
         intersection=counts.intersection.reshape(-1, 2),
         union=counts.union.reshape(-1, 2),
-        foreground=counts.prior[:, :, 1].sum(axis=-1).reshape(-1),
+        truth=counts.truth.reshape(-1, 2),
         prior=prior,
-        **{name: getattr(counts, name).sum(axis=0) for name in _SUMS[1:]},
+        errors={name: part.sum(axis=0) for name, part in counts.errors.items()},
+        probability=counts.probability.sum(axis=0),
     )
     return merge(state, batch)
 
@@ -192,10 +186,8 @@ def merge(first: State, second: State) -> State:
             f"over {second.classes.tolist()}: merge only parts of one fold"
         )
     joined = [
-        np.concatenate([getattr(first, name), getattr(second, name)])
-        for name in ("episode", "way", "class_id", "intersection", "union")
+        np.concatenate([getattr(first, name), getattr(second, name)]) for name in _ROWS
     ]
-    foreground = np.concatenate([first.foreground, second.foreground])
     order = np.lexsort((joined[1], joined[0]))
     keys = np.stack(joined[:2], axis=-1)[order]
     twice = np.flatnonzero((keys[1:] == keys[:-1]).all(axis=-1))
@@ -204,11 +196,16 @@ def merge(first: State, second: State) -> State:
             f"episode {keys[twice[0], 0]} was scored twice; expected every episode "
             "once: merge only disjoint parts of a run"
         )
+    priors = [part for part in (first.prior, second.prior) if part is not None]
     return State(
         first.classes,
         *(values[order] for values in joined),
-        foreground[order],
-        *(getattr(first, name) + getattr(second, name) for name in _SUMS),
+        sum(priors) if priors else None,
+        {
+            name: first.errors.get(name, 0) + second.errors.get(name, 0)
+            for name in first.errors | second.errors
+        },
+        first.probability + second.probability,
     )
 
 
@@ -224,25 +221,30 @@ def compute(state: State) -> Scores:
     episodes = np.bincount(rows, minlength=len(state.classes))
     per_class = _percent(intersection[:, 1], union[:, 1])
 
-    # Predicted pixels at threshold k are those of bins k + 1 and above.
-    above = np.cumsum(state.prior[:, :, :0:-1], axis=-1)[:, :, ::-1]
-    truth = state.prior[:, 1].sum(axis=-1)
-    by_threshold = _percent(above[:, 1], truth[:, None] + above[:, 0]).mean(axis=0)
-    best = int(np.argmax(by_threshold))
-    everything = _percent(truth, state.prior.sum(axis=(1, 2)))
+    prior_miou = prior_threshold = None
+    if state.prior is not None:
+        # Predicted pixels at threshold k are those of bins k + 1 and above.
+        above = np.cumsum(state.prior[:, :, :0:-1], axis=-1)[:, :, ::-1]
+        truth = state.prior[:, 1].sum(axis=-1)
+        by_threshold = _percent(above[:, 1], truth[:, None] + above[:, 0]).mean(axis=0)
+        best = int(np.argmax(by_threshold))
+        prior_miou, prior_threshold = float(by_threshold[best]), best / PRIOR_BINS
+    counted = np.zeros((len(state.classes), 2), np.int64)
+    np.add.at(counted, rows, state.truth)
+    everything = _percent(counted[:, 1], counted.sum(axis=1))
     return Scores(
         miou=float(per_class.mean()),
         fb_iou=float(_percent(intersection.sum(axis=0), union.sum(axis=0)).mean()),
         per_class=per_class,
         episodes=episodes,
         absent=tuple(state.classes[episodes == 0].tolist()),
-        prior_miou=float(by_threshold[best]),
-        prior_threshold=best / PRIOR_BINS,
+        prior_miou=prior_miou,
+        prior_threshold=prior_threshold,
         everything_foreground=float(everything.mean()),
-        auroc_variance=auroc(state.variance),
-        auroc_uncertainty=auroc(state.uncertainty),
-        # One sample has a spread of zero everywhere, which orders nothing.
-        auroc_spread=auroc(state.spread) if state.spread[:, 1:].any() else None,
+        auroc={
+            name: auroc(counts) if counts[:, 1:].any() else None
+            for name, counts in state.errors.items()
+        },
         ece=calibration_error(state.probability, first=0),
         ece_foreground=calibration_error(state.probability, first=1),
         reliability=reliability(state.probability),
@@ -281,7 +283,7 @@ def episode_ious(state: State) -> Float[np.ndarray, " episodes"]:
     The mean over the ways whose mask is not empty; NaN where all masks are empty.
     """
     numbers, rows = np.unique(state.episode, return_inverse=True)
-    shown = state.foreground > 0
+    shown = state.truth[:, 1] > 0
     ious = _percent(state.intersection[:, 1], state.union[:, 1])
     total = np.bincount(rows, weights=ious * shown, minlength=len(numbers))
     ways = np.bincount(rows, weights=shown, minlength=len(numbers))

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from diffup_jax.settings import Settings
+
 from diffup_jax import settings as setup
 from diffup_jax.data import episodes, lists, sources
-from diffup_jax.settings import Settings
 
 # Share of the training images that choices are scored on.
 LEFT_OUT = 0.25

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
+from diffup_jax.settings import Settings
 from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -31,7 +32,6 @@ from diffup_jax import settings as setup
 from diffup_jax.data import batches as making
 from diffup_jax.data import episodes, pipeline, protocols
 from diffup_jax.methods import REVISION
-from diffup_jax.settings import Settings
 from tests.bench import places
 
 # Bootstrap resamples of an interval.

@@ -37,6 +37,9 @@ from diffup_jax.types import (
     Support,
 )
 
+# Where masks are cut, in words.
+_CUTS = {"iou": "cut for the greatest expected IoU", "half": "cut at 1/2"}
+
 
 class Prepared(NamedTuple):
     """All that the decoder's training takes from an episode, at R = h / mask_stride.
@@ -257,6 +260,14 @@ class DiffUp:
     def text_in_words(self) -> str:
         """How text is read, for whoever reads a result."""
         return self.prior.text_in_words()
+
+    def in_words(self) -> str:
+        """How it answers, for a report."""
+        sampler = self.settings.sampler
+        how = "one forward"
+        if self.settings.process.diffusion:
+            how = f"diffusion, {sampler.steps} steps, {sampler.samples} samples"
+        return f"{how}, {_CUTS[sampler.threshold]}"
 
     def _drawn(self, params, keys, facts, present, n) -> Float[Array, "samples bn r s"]:
         """Masks at the end of the chain, of ways [b n] folded into the batch."""

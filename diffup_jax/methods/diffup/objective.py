@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax import diffusion
-from diffup_jax.methods.diffup.chain import Chain, Denoised
+from diffup_jax.methods.diffup.chain import Chain
 from diffup_jax.methods.diffup.decoder import Decoder, Facts
 from diffup_jax.methods.diffup.disturbance import Draws
 from diffup_jax.methods.diffup.options import LossSettings, ProcessSettings
@@ -114,7 +114,7 @@ def of_chain(
     return terms["bce"] + sum(weighted), terms
 
 
-def _terms(out: Decoded, x, target, valid) -> dict[str, Array]:
+def _terms(out: Denoised, x, target, valid) -> dict[str, Array]:
     """Terms of equation (3), each averaged over the batch."""
     shown = jnp.clip(x, -1, 1)
     error = jnp.abs(shown - (2 * target - 1)) / 2

@@ -49,6 +49,7 @@ from diffup_jax.types import (
 _FEW = 5
 _PICTURES = 8
 
+
 class Memory(NamedTuple):
     """What of the examples answers any query.
 
@@ -218,6 +219,10 @@ class Prior:
     def text_in_words(self) -> str:
         """How text is read, for whoever reads a result."""
         return texts.in_words(self._space, self.settings.text.templates)
+
+    def in_words(self) -> str:
+        """How it answers, for a report."""
+        return "cut by Otsu's criterion"
 
     def priors(
         self, params: dict, image: Shaped[Array, "b h w 3"], memory: Memory

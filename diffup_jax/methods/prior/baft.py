@@ -50,7 +50,7 @@ _ALIKE = 0.5
 
 
 class Examples(NamedTuple):
-    """The shots at one level: features, the cue's w+ and w-, and p+ - p- of contrast."""
+    """The shots at one level: features, the cue's w+ and w-, and contrast's p+ - p-."""
 
     features: Float[Array, "b n k u v c"]
     foreground: Float[Array, "b n k u v"]
@@ -195,7 +195,7 @@ def make_priors(
 
 
 def _onto(target, examples, which, temperature):
-    """Maps [o i p q], scaled, of one image by the shots `which` [i] of examples [k ...].
+    """Maps [o i p q], scaled, of one image by the shots `which` [i] of examples [k].
 
     Shots are read from where they lie: neither the scan nor `vmap` copies the others.
     """

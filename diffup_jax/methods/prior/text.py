@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 
 from diffup_jax.backbones import Backbone, prompts
-from diffup_jax.types import DiffUpError
 
 _SENTENCES = 64  # embedded at once
 

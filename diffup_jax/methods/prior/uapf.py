@@ -22,7 +22,6 @@ That the priors are turned into a mean and a variance map is DiffUp's
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -52,7 +51,9 @@ def fuse(
     """Equations (1)-(5): mean and variance map over all valid priors; m may be 0."""
     weights = fusion_weights(valid, reliability, share=share, temperature=temperature)
     mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps)
-    between = jnp.einsum("bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None]))
+    between = jnp.einsum(
+        "bnm,bnmpq->bnpq", weights, jnp.square(maps - mean[:, :, None])
+    )
     # Not below zero by rounding, where every prior says the same.
     left_open = jnp.maximum(mean * (1 - mean) - between, 0)
     variance = DISAGREED * between + LEFT_OPEN * left_open + floor[:, :, None, None]

@@ -1,10 +1,10 @@
-"""F5: the gallery: what the model saw, thought and answered, in one HTML file.
+"""F6: the gallery: what the model saw, thought and answered, in one HTML file.
 
 The file holds its images itself and refers to nothing outside. One row per episode:
-supports with their cue, query, prior mean, prior variance, prediction, ground truth,
-uncertainty; from the best IoU to the worst. The prior mean is coloured over [0, 1],
-variance and uncertainty each over [0, the largest value in the gallery], so the same
-colour means the same number in every row.
+supports with their cue, query, prediction, ground truth and every map of the method;
+from the best IoU to the worst. The prior mean is coloured over [0, 1], every other map
+over [0, its largest value in the gallery], so the same colour means the same number in
+every row.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageFilter
 
 from diffup_jax import metrics
 from diffup_jax.files import write_whole
-from diffup_jax.types import CUES, Episode
+from diffup_jax.types import CUES, Episode, Prediction
 
 # Apart for every common kind of colour blindness, and rare in photographs.
 FOREGROUND = (255, 45, 140)
@@ -35,15 +34,7 @@ BACKGROUND = (30, 120, 255)
 _IGNORED = (128, 128, 128)
 _PALETTE = "viridis"
 _LONGEST = 256  # pixels of a thumbnail's longer side
-_COLUMNS = (
-    "support and cue",
-    "query",
-    "prior mean",
-    "prior variance",
-    "prediction",
-    "ground truth",
-    "uncertainty",
-)
+_COLUMNS = ("support and cue", "query", "prediction", "ground truth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +43,8 @@ class GalleryItem:
 
     `iou` in percent, of the shown prediction; `cues` names the kind of each support;
     `text` says whether the class name was given; `prediction` is the boolean answer,
-    `truth` the mask and `valid` False where the pixel is ignored.
+    `truth` the mask and `valid` False where the pixel is ignored; `maps` are the
+    method's.
     """
 
     name: str
@@ -66,55 +58,48 @@ class GalleryItem:
     truth: Bool[np.ndarray, "h w"]
     valid: Bool[np.ndarray, "h w"]
     prediction: Bool[np.ndarray, "h w"]
-    prior_mean: Float[np.ndarray, "h w"]
-    prior_variance: Float[np.ndarray, "h w"]
-    uncertainty: Float[np.ndarray, "h w"]
+    maps: Mapping[str, Float[np.ndarray, "h w"]]
 
 
 def gallery_items(
     episode: Episode,
+    class_ids: Int[np.ndarray, "b n"],
     count: int,
     *,
-    prob: Any,
-    maps: Mapping[str, Any],
+    prediction: Prediction,
     names: Mapping[int, str],
 ) -> list[GalleryItem]:
     """The first `count` episodes of a batch as items, one per way.
 
-    `prob` [b n h w] and `maps` are a method's answer, `names` class index -> name.
-    The rule of prediction is the metrics'.
+    `prediction` is a method's answer, `names` class index -> name. The rule of
+    prediction is the metrics'.
     """
-    parts = Episode(*(np.asarray(part)[:count] for part in episode))
-    prob = np.asarray(prob, np.float32)[:count]
-    mean, variance, uncertainty = (
-        np.asarray(maps[name], np.float32)[:count]
-        for name in ("prior_mean", "prior_variance", "uncertainty")
+    support, query = (
+        type(part)(*(np.asarray(x)[:count] for x in part)) for part in episode
     )
-    halves = np.full(prob.shape[:2], 0.5)
-    thresholds = np.asarray(maps.get(metrics.THRESHOLD, halves), np.float32)[:count]
-    shown = [metrics.predicted(*of) for of in zip(prob, thresholds, strict=True)]
+    probability, threshold = (np.asarray(x, np.float32)[:count] for x in prediction[:2])
+    maps = {k: np.asarray(v, np.float32) for k, v in prediction.maps.items()}
+    shown = [metrics.predicted(*of) for of in zip(probability, threshold, strict=True)]
     items = []
-    for b, n in np.ndindex(prob.shape[:2]):
-        prediction = shown[b][n]
-        truth, valid = parts.query_mask[b, n] > 0.5, parts.query_valid[b]
-        union = np.count_nonzero((prediction | truth) & valid)
-        kept = parts.shot_valid[b, n]
+    for b, n in np.ndindex(probability.shape[:2]):
+        answer = shown[b][n]
+        truth, valid = query.mask[b, n] > 0.5, query.valid[b]
+        union = np.count_nonzero((answer | truth) & valid)
+        kept = support.valid[b, n]
         items.append(
             GalleryItem(
-                name=names[int(parts.class_id[b, n])],
-                iou=100 * np.count_nonzero(prediction & truth & valid) / max(union, 1),
-                text=bool(parts.text_valid[b, n]),
-                cues=tuple(CUES[kind] for kind in parts.cue_kind[b, n][kept]),
-                supports=_bytes(parts.support[b, n][kept]),
-                cue_fg=np.asarray(parts.cue_fg[b, n][kept], np.float32),
-                cue_bg=np.asarray(parts.cue_bg[b, n][kept], np.float32),
-                query=_bytes(parts.query[b]),
+                name=names[int(class_ids[b, n])],
+                iou=100 * np.count_nonzero(answer & truth & valid) / max(union, 1),
+                text=bool(support.text_valid[b, n]),
+                cues=tuple(CUES[kind] for kind in support.kind[b, n][kept]),
+                supports=_bytes(support.images[b, n][kept]),
+                cue_fg=np.asarray(support.fg[b, n][kept], np.float32),
+                cue_bg=np.asarray(support.bg[b, n][kept], np.float32),
+                query=_bytes(query.image[b]),
                 truth=truth,
                 valid=valid,
-                prediction=prediction,
-                prior_mean=mean[b, n],
-                prior_variance=variance[b, n],
-                uncertainty=uncertainty[b, n],
+                prediction=answer,
+                maps={name: values[b, n] for name, values in maps.items()},
             )
         )
     return items
@@ -161,10 +146,10 @@ def write_gallery(
     `facts` are shown above the rows in their order (dataset, protocol, weights, ...).
     """
     ranked = sorted(items, key=lambda item: -item.iou)
-    highest = {
-        name: max((float(getattr(item, name).max()) for item in ranked), default=0.0)
-        for name in ("prior_variance", "uncertainty")
-    }
+    highest: dict[str, float] = {}
+    for name, values in ((k, v) for item in ranked for k, v in item.maps.items()):
+        top = 1.0 if name == metrics.PRIOR else float(values.max())
+        highest[name] = max(highest.get(name, 0.0), top)
     page = _PAGE.substitute(
         title=html.escape(title),
         facts="".join(
@@ -173,7 +158,7 @@ def write_gallery(
         ),
         legend=_legend(highest),
         rows="".join(
-            f"<h2>{heading} <small>{len(part)}</small></h2>{_header()}"
+            f"<h2>{heading} <small>{len(part)}</small></h2>{_header(highest)}"
             + "".join(_row(item, highest) for item in part)
             for heading, part in _thirds(ranked)
         ),
@@ -208,25 +193,19 @@ def _row(item: GalleryItem, highest: Mapping[str, float]) -> str:
     prediction = overlay(
         item.query, item.prediction * 1.0, colour=FOREGROUND, strength=0.6
     )
-    variance = colourise(item.prior_variance, low=0.0, high=highest["prior_variance"])
-    uncertainty = colourise(item.uncertainty, low=0.0, high=highest["uncertainty"])
-    pictures = (
-        item.query,
-        colourise(item.prior_mean, low=0.0, high=1.0),
-        variance,
-        prediction,
-        truth,
-        uncertainty,
-    )
+    pictures = {"query": item.query, "prediction": prediction, "ground truth": truth}
+    for name, top in highest.items():
+        pictures[_words(name)] = colourise(item.maps[name], low=0.0, high=top)
     cells = "".join(
         f"<div>{_image(picture, f'{column} of {item.name}')}</div>"
-        for column, picture in zip(_COLUMNS[1:], pictures, strict=True)
+        for column, picture in pictures.items()
     )
     return (
         f'<article><header><b>{name}</b><span class="cue">{", ".join(told)}</span>'
         f'<meter min="0" max="100" value="{item.iou:.1f}"></meter>'
         f"<span>IoU {item.iou:.1f}</span></header>"
-        f'<div class="cells">{_supports(item)}{cells}</div></article>'
+        f'<div class="cells" style="--columns:{1 + len(pictures)}">{_supports(item)}'
+        f"{cells}</div></article>"
     )
 
 
@@ -256,21 +235,25 @@ def _thicker(mask: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     return np.asarray(grown, np.float32) / 255
 
 
-def _header() -> str:
+def _header(highest: Mapping[str, float]) -> str:
+    columns = (*_COLUMNS, *map(_words, highest))
     return (
-        f'<div class="cells names">{"".join(f"<div>{c}</div>" for c in _COLUMNS)}</div>'
+        f'<div class="cells names" style="--columns:{len(columns)}">'
+        f"{''.join(f'<div>{column}</div>' for column in columns)}</div>"
     )
+
+
+def _words(name: str) -> str:
+    return html.escape(name.replace("_", " "))
 
 
 def _legend(highest: Mapping[str, float]) -> str:
     ramp = colourise(np.linspace(0, 1, 9)[None], low=0.0, high=1.0)[0]
     colours = ",".join("rgb({},{},{})".format(*colour) for colour in ramp)
-    scales = {"prior mean": 1.0, "prior variance": highest["prior_variance"]}
-    scales["uncertainty"] = highest["uncertainty"]
     bars = "".join(
-        f'<span>{name} 0 <i class="ramp" style="background:linear-gradient(90deg,'
-        f'{colours})"></i> {top:.3g}</span>'
-        for name, top in scales.items()
+        f'<span>{_words(name)} 0 <i class="ramp" style="background:linear-gradient('
+        f'90deg,{colours})"></i> {top:.3g}</span>'
+        for name, top in highest.items()
     )
     return (
         '<span><i class="fg"></i> foreground</span>'
@@ -319,7 +302,7 @@ dt{font-size:12px}dd{margin:0;overflow-wrap:anywhere}
 vertical-align:-1px;border:1px solid var(--line)}
 .legend .ramp{width:90px}.fg{background:$foreground}.bg{background:$background}
 .ignored{background:#808080}
-.cells{display:grid;grid-template-columns:repeat(7,minmax(96px,1fr));gap:8px;
+.cells{display:grid;grid-template-columns:repeat(var(--columns),minmax(96px,1fr));gap:8px;
 align-items:start;min-width:720px}
 .names{position:sticky;top:0;z-index:1;padding:6px 12px;background:var(--page);
 font-size:12px;text-align:center}

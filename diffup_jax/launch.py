@@ -1,8 +1,9 @@
-"""F6: from a command line to one function call, and from an error to one message.
+"""F7: from a command line to one function call, and from an error to one message.
 
-`--config FILE[:ARGUMENT]` is a Python file with `get_config`; any of its values can be
-set with `--config.a.b=value`. A DiffUpError or a wrong flag is printed as one message
-and the process exits with status 2.
+`--config FILE[:ARGUMENT]` is a Python file with `get_config`; without it, where a
+workdir is named, its checkpoint has the config. Any of its values can be set with
+`--config.a.b=value`. A DiffUpError or a wrong flag is printed as one message and the
+process exits with status 2.
 """
 
 from __future__ import annotations
@@ -10,26 +11,36 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from diffup_jax import checkpoint
+from diffup_jax import config as configs
 from diffup_jax.types import DiffUpError
 
 
-def run(main: Callable[[Any], None]) -> None:
+def run(main: Callable[[Any], None], *, of_workdir: bool) -> None:
     """Parses `--config` and the caller's flags and calls `main(config)`.
 
-    Flags are defined by the caller before. Compiled programs are kept between runs in
-    JAX_COMPILATION_CACHE_DIR (default: .cache/jax in the working folder).
+    Flags are defined by the caller before. of_workdir: without --config the config is
+    that of the newest checkpoint in --workdir. Compiled programs are kept between runs
+    in JAX_COMPILATION_CACHE_DIR (default: .cache/jax in the working folder).
     """
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Python file with get_config; see configs/."
-    )
-    flags.mark_flag_as_required("config")
+    workdir = _value(sys.argv[1:], "workdir") if of_workdir else None
+    if workdir is None or _value(sys.argv[1:], "config") is not None:
+        config = config_flags.DEFINE_config_file(
+            "config", None, "Python file with get_config; see configs/."
+        )
+        flags.mark_flag_as_required("config")
+    else:
+        try:
+            config = config_flags.DEFINE_config_dict("config", _saved(workdir))
+        except DiffUpError as error:
+            fail(str(error))
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
     jax.config.update("jax_compilation_cache_dir", cache)
     # A bounded cache is a locked cache: two runs never read a half-written entry.
@@ -44,6 +55,28 @@ def run(main: Callable[[Any], None]) -> None:
             fail(str(error))
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _saved(workdir: str) -> ConfigDict:
+    """The config of the newest checkpoint of a run."""
+    step = checkpoint.latest_step(workdir)
+    if step is None:
+        raise DiffUpError(
+            f"no checkpoint in {workdir!r}; expected a folder that train.py wrote, or "
+            "--config=FILE beside it. Train first, or score the training-free prior "
+            "with --config=FILE --config.method=prior."
+        )
+    run = checkpoint.saved_run(workdir, step)
+    return ConfigDict(configs.values(configs.from_config(run["config"])))
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag before flags are parsed; None without it."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == flag:
+            return value if equals else next(iter(arguments[place + 1 :]), None)
+    return None
 
 
 def fail(message: str) -> None:
@@ -79,7 +112,7 @@ def _config_error(text: str, arguments: list[str]) -> str:
     return f"the config cannot be used: {text}"
 
 
-_KNOWN = "configs/common.py lists every key."
+_KNOWN = "docs/config.md lists every key."
 
 
 def _last_line(text: str) -> str:
