@@ -110,6 +110,6 @@ def asked(method: Method, params: dict, keys: Array, episode: Episode) -> Predic
 
 
 def in_words(method: Method) -> str:
-    """How a method answers, of what may change after training; "" if it has no words."""
+    """How a method answers, for a report; "" if it has no words for it."""
     told = getattr(method, "in_words", None)
     return told() if told else ""

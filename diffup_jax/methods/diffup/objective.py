@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffup_jax import diffusion
-from diffup_jax.methods.diffup.chain import Chain
+from diffup_jax.methods.diffup.chain import Chain, Denoised
 from diffup_jax.methods.diffup.decoder import Decoder, Facts
 from diffup_jax.methods.diffup.disturbance import Draws
 from diffup_jax.methods.diffup.options import LossSettings, ProcessSettings
