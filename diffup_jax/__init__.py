@@ -1,12 +1,41 @@
 """DiffUp in JAX: few-shot semantic segmentation from a handful of cues.
 
-The rooms, from the ground up: `types` and `images` (contracts), `layers`, `weights` and
-`diffusion`, `backbones` and `data`, the parts of the method (`baft`, `uapf`, `uqdd`),
-`methods`, and on top `training`, `evaluation` and the command line. A room imports only
-from the floors below it; `tests/test_floors.py` holds that law.
+    import diffup_jax
+    from diffup_jax import Example
 
-Nothing is imported here, so that a data worker can read `diffup_jax.data` without
-loading jax.
+    model = diffup_jax.load("runs/garments")
+    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(90, 40)])])
+    result = task.predict("q.jpg")
+
+The rooms lie on floors: `types` and `files` below, then images, backbones and data, the
+methods, training and evaluation, and on top `model` and the commands. A room imports
+only from the floors below it; `tests/test_floors.py` holds that law.
+
+Nothing is imported here before it is asked for, so that a data worker can read
+`diffup_jax.data` without loading jax.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "DiffUpError": "types",
+    "Example": "data.episode",
+    "Model": "model",
+    "Result": "result",
+    "Task": "model",
+    "load": "model",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str):
+    """The names of `_HOME`, imported when they are first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})

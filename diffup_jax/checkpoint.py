@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from diffup_jax import config as configs
 from diffup_jax import methods
 from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
@@ -163,13 +164,7 @@ def saved_run(workdir: str, step: int) -> dict[str, Any]:
             f"program may have written it. {again}"
         )
     run = read_json(file, fix=again)
-    method = methods.get(run["config"]["method"])
-    if run["version"] != method.version:
-        raise DiffUpError(
-            f"{told} was written by version {run['version']} of the method "
-            f"{method.name}, this is version {method.version}: its parameters would "
-            f"answer otherwise than they were trained to. {again}"
-        )
+    configs.check_version(run, told)
     return run
 
 

@@ -288,6 +288,34 @@ def check_same_run(
         )
 
 
+def model_changes(now: Settings, then: dict[str, Any]) -> list[str]:
+    """What of a trained model's config differs, one sentence a field.
+
+    then: the config it was trained with, as JSON values.
+    """
+    before = sections.flat(then)
+    return [
+        f"config.{name}: was {before.get(name)!r}, now {value!r}"
+        for name, value in sections.fields_with(now, Role.MODEL).items()
+        if before.get(name) != value
+    ]
+
+
+def check_version(run: dict[str, Any], told: str) -> None:
+    """Raises DiffUpError if another version of the method made what `told` names.
+
+    run: as `run_facts` answers it.
+    """
+    method = methods.get(run["config"]["method"])
+    if run["version"] != method.version:
+        raise DiffUpError(
+            f"{told} was written by version {run['version']} of the method "
+            f"{method.name}, this is version {method.version}: its parameters would "
+            "answer otherwise than they were trained to. Train again, or use the "
+            "diffup-jax that trained it."
+        )
+
+
 # Fields that only text cues read.
 _TEXT = ("prior.text.",)
 

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageFilter
 
 from diffup_jax import metrics
+from diffup_jax.data.pictures import overlay
 from diffup_jax.files import write_whole
 from diffup_jax.types import CUES, Episode, Prediction
 
@@ -103,23 +104,6 @@ def gallery_items(
             )
         )
     return items
-
-
-def overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: Bool[np.ndarray, "h w"] | Float[np.ndarray, "h w"],
-    *,
-    colour: tuple[int, int, int],
-    strength: float,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Tint `image` with `colour` by `strength` [0, 1] times `mask` [0, 1].
-
-    Pixels where the mask is 0 come back unchanged.
-    """
-    share = strength * mask[..., None].astype(np.float32)
-    mixed = image * (1 - share) + np.asarray(colour, np.float32) * share
-    mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    return np.where(share > 0, mixed, image)
 
 
 def colourise(

@@ -8,17 +8,15 @@ process exits with status 2.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from diffup_jax import checkpoint
+from diffup_jax import checkpoint, programs
 from diffup_jax import config as configs
 from diffup_jax.types import DiffUpError
 
@@ -27,8 +25,7 @@ def run(main: Callable[[Any], None], *, of_workdir: bool) -> None:
     """Parses `--config` and the caller's flags and calls `main(config)`.
 
     Flags are defined by the caller before. of_workdir: without --config the config is
-    that of the newest checkpoint in --workdir. Compiled programs are kept between runs
-    in JAX_COMPILATION_CACHE_DIR (default: .cache/jax in the working folder).
+    that of the newest checkpoint in --workdir.
     """
     workdir = _value(sys.argv[1:], "workdir") if of_workdir else None
     if workdir is None or _value(sys.argv[1:], "config") is not None:
@@ -41,11 +38,7 @@ def run(main: Callable[[Any], None], *, of_workdir: bool) -> None:
             config = config_flags.DEFINE_config_dict("config", _saved(workdir))
         except DiffUpError as error:
             fail(str(error))
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    # A bounded cache is a locked cache: two runs never read a half-written entry.
-    jax.config.update("jax_compilation_cache_max_size", 2 << 30)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    programs.keep()
 
     def guarded(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes

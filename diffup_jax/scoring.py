@@ -35,7 +35,6 @@ from diffup_jax.data import cues, lists
 from diffup_jax.data.batches import Texts
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.methods import Method
-from diffup_jax.sections import Role
 from diffup_jax.types import DiffUpError
 
 _RESAMPLES = 1000  # of the bootstrap interval
@@ -143,19 +142,16 @@ def load(
 
 def _check_fits(settings: Settings, run: dict[str, Any], workdir: str) -> None:
     """A model is used as it was trained, and never on classes it has seen."""
-    now = sections.fields_with(settings, Role.MODEL)
+    changed = configs.model_changes(settings, run["config"])
     then = sections.flat(run["config"])
     data = settings.data
     same = not data.test_root and data.root == then["data.root"]
     # Its folds are those of the other data, so a network trained there has them too.
     across = BENCHMARKS[data.source].folds_of == then["data.source"]
-    if same or across:
-        now["data.fold"] = data.fold
-    changed = [
-        f"config.{name}: was {then.get(name)!r}, now {value!r}"
-        for name, value in now.items()
-        if then.get(name) != value
-    ]
+    if (same or across) and data.fold != then["data.fold"]:
+        changed.append(
+            f"config.data.fold: was {then['data.fold']!r}, now {data.fold!r}"
+        )
     most, shots = then["train.max_shots"], settings.eval.shots
     drawn = {each for each in shots if each} or {1}
     if "shots" in BENCHMARKS[data.source].options and {most} != drawn:

@@ -58,6 +58,22 @@ def files(name: str, *, command: str) -> tuple[Path, ...]:
     return found
 
 
+def file(name: str, path: str) -> Path:
+    """One file of an id (ID) in huggingface_hub's cache, downloaded if need be.
+
+    Raises DiffUpError when the id is unknown, has no such file, or cannot be fetched.
+    """
+    match = ID.fullmatch(name)
+    command = f"hf download {match['repo']}"
+    found = _hub_file(match["repo"], match["revision"], path, command=command)
+    if found is None:
+        raise DiffUpError(
+            f"The Hugging Face repository {name!r} has no {path}; expected a folder "
+            "that Model.save wrote."
+        )
+    return found
+
+
 def _hub_file(
     repo: str, revision: str | None, file: str, *, command: str
 ) -> Path | None:
