@@ -4,7 +4,7 @@
     from diffup_jax import Example
 
     model = diffup_jax.load("runs/garments")
-    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(90, 40)])])
+    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(9, 8)])])
     result = task.predict("q.jpg")
 
 The rooms lie on floors: `types` and `files` below, then images, backbones and data, the

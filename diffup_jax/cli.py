@@ -1,5 +1,6 @@
-"""F6: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
+"""F8: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
 
+    diffup predict --model M --example A --mask A.png --query Q --out DIR
     diffup doctor DATA [--kind KIND] [--split SPLIT]
     diffup backbones list [NAME ...]
     diffup backbones fetch NAME [--weights WEIGHTS]
@@ -20,7 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from diffup_jax import __version__
+from diffup_jax import __version__, predict
 from diffup_jax.types import DiffUpError
 
 
@@ -144,6 +145,11 @@ BACKBONES = {
 }
 
 COMMANDS = {
+    "predict": Command(
+        "Segment your own pictures: examples and pictures in, masks out.",
+        predict.arguments,
+        predict.run,
+    ),
     "doctor": Command(
         "Check every file of a data set and list every problem (exit status 1).",
         _doctor_arguments,

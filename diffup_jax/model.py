@@ -1,7 +1,7 @@
 """F7: segment what is in your own pictures, in three lines.
 
     model = diffup_jax.load("runs/garments")
-    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", box=(9, 9, 80, 60))])
+    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(9, 8)])])
     result = task.predict("q.jpg")        # result.mask, .probability, .uncertainty
 
 numpy in, numpy out; answers have the size of their picture. The examples are encoded
@@ -192,7 +192,7 @@ class Model:
         )
 
     def _key(self):
-        """One for every picture, so that neither order nor company changes an answer."""
+        """One for every picture: neither order nor company changes an answer."""
         return jax.random.key(self.settings.eval.seed)[None]
 
 
@@ -341,9 +341,9 @@ def _changed(values: Any, path: list[str], value: Any, name: str) -> dict[str, A
 
 
 def _found(source: str | os.PathLike) -> tuple[dict[str, Any], Any, str]:
-    """(what config.run_facts says, trained(method, settings) -> params or None, a name).
+    """(what config.run_facts says, trained(method, settings) -> params, a name).
 
-    Nothing is trained of a training-free method.
+    `trained` is None of a training-free method.
     """
     name = os.path.expandvars(os.fspath(source))
     folder = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""F1: compiled programs are kept on disk, so that nobody waits for the same one twice."""
+"""F1: compiled programs are kept on disk: nobody waits for the same one twice."""
 
 from __future__ import annotations
 

@@ -190,10 +190,10 @@ class Result:
         for ending, picture in written.items():
             path = Path(f"{os.fspath(stem)}_{ending}")
             buffer = io.BytesIO()
-            form, more = (
-                ("PNG", {}) if path.suffix == ".png" else ("JPEG", {"quality": 90})
-            )
-            picture.save(buffer, form, **more)
+            if path.suffix == ".png":
+                picture.save(buffer, "PNG")
+            else:
+                picture.save(buffer, "JPEG", quality=90)
             files.write_whole(path, buffer.getvalue())
             paths.append(path)
         return paths
