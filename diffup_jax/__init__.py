@@ -4,7 +4,8 @@
     from diffup_jax import Example
 
     model = diffup_jax.load("runs/garments")
-    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(9, 8)])])
+    examples = [Example("a.jpg", mask="a.png"), Example("b.jpg", box=(9, 9, 80, 60))]
+    task = model.fit(examples, label="star")
     result = task.predict("q.jpg")
 
 The rooms lie on floors: `types` and `files` below, then images, backbones and data, the

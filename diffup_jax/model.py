@@ -1,7 +1,8 @@
 """F7: segment what is in your own pictures, in three lines.
 
     model = diffup_jax.load("runs/garments")
-    task = model.fit([Example("a.jpg", mask="a.png"), Example("b.jpg", points=[(9, 8)])])
+    examples = [Example("a.jpg", mask="a.png"), Example("b.jpg", box=(9, 9, 80, 60))]
+    task = model.fit(examples, label="star")
     result = task.predict("q.jpg")        # result.mask, .probability, .uncertainty
 
 numpy in, numpy out; answers have the size of their picture. The examples are encoded

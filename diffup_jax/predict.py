@@ -1,7 +1,7 @@
 """F8: `diffup predict`: examples and pictures named on the command line, files out.
 
-An option that says something of an example (--mask, --box, ...) belongs to the --example
-before it, so any number of examples and cues can be mixed in one line.
+An option that says something of an example (--mask, --box, ...) belongs to the
+--example before it, so any number of examples and cues can be mixed in one line.
 """
 
 from __future__ import annotations
@@ -51,15 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder for what is written")
     said = parser.add_argument_group("examples")
     for option, kind in _OF_EXAMPLES.items():
-        more: dict[str, Any] = {
-            "action": _Said,
-            "help": kind.help,
-            "metavar": kind.form,
-        }
-        if not kind.form:
-            more["nargs"] = 0
-            del more["metavar"]
-        said.add_argument(f"--{option}", **more)
+        takes = {"metavar": kind.form} if kind.form else {"nargs": 0}
+        said.add_argument(f"--{option}", action=_Said, help=kind.help, **takes)
     parser.set_defaults(said=[])
     seen = parser.add_argument_group("the model")
     seen.add_argument("--backbone", default="", help="another one than trained with")
@@ -206,8 +199,8 @@ def _numbers(option: str, value: str, count: int) -> tuple[float, ...]:
         found = ()
     if len(found) != count:
         raise DiffUpError(
-            f"--{option} {value}: expected {_OF_EXAMPLES[option].form}, {count} numbers "
-            "with commas."
+            f"--{option} {value}: expected {_OF_EXAMPLES[option].form}, {count} "
+            "numbers with commas."
         )
     return found
 

@@ -32,8 +32,8 @@ SHOTS = (1, 2, 5, 10, 20)
 # correction what a finger means.
 _POINT, _CLICK = 1.5 / 384, 5 / 384
 
-Point = tuple[float, float]
-Box = tuple[float, float, float, float]
+Point = Sequence[float]
+Box = Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -54,8 +54,7 @@ def read_picture(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(picture, Image.Image):
         return _rgb(picture, "the picture")
     if isinstance(picture, str | os.PathLike):
-        with _opened(picture) as found:
-            return _rgb(found, os.fspath(picture))
+        return _rgb(_opened(picture), os.fspath(picture))
     return _rgb_array(np.asarray(picture))
 
 
@@ -67,8 +66,7 @@ def read_mask(mask: Picture, *, label: int | None = None) -> ObjectMask:
     """
     if isinstance(mask, str | os.PathLike):
         name = os.fspath(mask)
-        with _opened(mask) as found:
-            values, soft = _values(found, name)
+        values, soft = _values(_opened(mask), name)
     elif isinstance(mask, Image.Image):
         name = "the mask"
         values, soft = _values(mask, name)
@@ -121,14 +119,15 @@ def _opened(path: str | os.PathLike) -> Image.Image:
     if not Path(name).is_file():
         raise DiffUpError(f"there is no file {name!r}; give the path of a picture.")
     try:
-        picture = Image.open(path)
-        picture.load()
+        with Image.open(path) as picture:
+            picture.load()
+            picture.getexif()  # read while the file is open
+            return picture
     except Exception as error:  # PIL raises half a dozen types for a broken file
         raise DiffUpError(
             f"cannot read {name!r}: {error}. Expected a whole image file; copy or save "
             "it again."
         ) from error
-    return picture
 
 
 def _rgb(picture: Image.Image, name: str) -> np.ndarray:
