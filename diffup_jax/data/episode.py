@@ -32,8 +32,8 @@ SHOTS = (1, 2, 5, 10, 20)
 # correction what a finger means.
 _POINT, _CLICK = 1.5 / 384, 5 / 384
 
-Point = Sequence[float]
-Box = Sequence[float]
+Point = Sequence[int | float] | np.ndarray  # (x, y)
+Box = Sequence[int | float] | np.ndarray  # (x0, y0, x1, y1), or rows of those
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class Example:
     mask: Picture | None = None
     mask_label: int | None = None
     box: Box | Sequence[Box] | None = None
-    points: Sequence[Point] | None = None
-    point_labels: Sequence[int] | None = None
+    points: Sequence[Point] | np.ndarray | None = None
+    point_labels: Sequence[int] | np.ndarray | None = None
     scribble: Picture | Sequence[Sequence[Point]] | None = None
     background: Picture | Sequence[Sequence[Point]] | None = None
     text: str | None = None
