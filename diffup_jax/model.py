@@ -226,7 +226,7 @@ class Task:
         self,
         result: Result,
         *,
-        points: Sequence[episode.Point] | None = None,
+        points: Sequence[Any] | np.ndarray | None = None,
         point_labels: Sequence[int] | None = None,
         scribble: Any = None,
         background: Any = None,

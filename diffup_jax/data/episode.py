@@ -32,9 +32,6 @@ SHOTS = (1, 2, 5, 10, 20)
 # correction what a finger means.
 _POINT, _CLICK = 1.5 / 384, 5 / 384
 
-Point = Sequence[int | float] | np.ndarray  # (x, y)
-Box = Sequence[int | float] | np.ndarray  # (x0, y0, x1, y1), or rows of those
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
@@ -55,11 +52,11 @@ class Example:
     _: dataclasses.KW_ONLY
     mask: Picture | None = None
     mask_label: int | None = None
-    box: Box | Sequence[Box] | None = None
-    points: Sequence[Point] | np.ndarray | None = None
+    box: Sequence[Any] | np.ndarray | None = None
+    points: Sequence[Any] | np.ndarray | None = None
     point_labels: Sequence[int] | np.ndarray | None = None
-    scribble: Picture | Sequence[Sequence[Point]] | None = None
-    background: Picture | Sequence[Sequence[Point]] | None = None
+    scribble: Picture | Sequence[Any] | None = None
+    background: Picture | Sequence[Any] | None = None
     text: str | None = None
     label: str | None = None
     negative: bool = False
@@ -81,25 +78,43 @@ def shot(example: Example, *, size: int) -> Shot:
     nothing.
     """
     image = pictures.read_picture(example.image)
-    shape, name = image.shape[:2], _name(example)
-    fg, bg, kind = _marked(example, shape, name)
+    shape, canvas, name = image.shape[:2], (size, size), _name(example)
+    fg, bg, kinds = _surfaces(example, shape, name)
+    view = frames.enter_support(
+        image,
+        np.stack([fg, bg]),
+        np.zeros(shape, bool),
+        None,
+        frame="square",
+        size=size,
+    )
+    fg, bg = view.masks
+    # Points and lines are drawn where the network sees them: none of them can vanish.
+    on, beside = (
+        marks.drawn(each, shape=shape, canvas=canvas, name=f"the {word} of {name}")
+        for each, word in (
+            (example.scribble, "scribble"),
+            (example.background, "background"),
+        )
+    )
+    marks.put_points(
+        *(on, beside, example.points, example.point_labels),
+        shape=shape,
+        radius=_POINT,
+        name=name,
+    )
+    kinds += ["scribble"] * (example.scribble is not None)
+    kinds += ["point"] * (example.points is not None)
+    fg, bg = (fg | on) & ~beside, (bg & ~on) | beside
     if example.negative:
-        region = fg if fg.any() else bg
-        fg, bg = np.zeros(shape, bool), region if region.any() else ~fg
+        region = fg if fg.any() else beside
+        fg, bg = np.zeros_like(fg), region if region.any() else ~fg
     elif not fg.any():
         raise DiffUpError(
             f"{name} marks nothing of the object; give it a mask, box, point (with "
             "point_labels 1) or scribble, or negative=True."
         )
-    both = np.stack([fg, bg])
-    ignore = np.zeros(shape, bool)
-    entering = {"frame": "square", "size": size}
-    view = frames.enter_support(image, both, ignore, None, **entering)
-    fg, bg = view.masks
-    if example.negative and not bg.any():
-        swapped = frames.enter_support(image, both[::-1], ignore, None, **entering)
-        bg = swapped.masks[0]
-    return Shot(view.image, fg, bg & ~fg, CUES.index(kind))
+    return Shot(view.image, fg, bg & ~fg, CUES.index(kinds[0] if kinds else "mask"))
 
 
 def support(
@@ -148,7 +163,7 @@ def at_own_size(
 def strokes(
     shape: tuple[int, int],
     *,
-    points: Sequence[Point] | None,
+    points: Sequence[Any] | np.ndarray | None,
     point_labels: Sequence[int] | None,
     scribble: Any,
     background: Any,
@@ -157,10 +172,16 @@ def strokes(
 
     Raises DiffUpError when nothing is said, and for what does not fit the image.
     """
-    fg, bg = np.zeros(shape, bool), np.zeros(shape, bool)
-    marks.put_points(fg, bg, points, point_labels, radius=_CLICK, name="the correction")
-    fg |= marks.drawn(scribble, shape, "the correction's scribble")
-    bg |= marks.drawn(background, shape, "the correction's background")
+    fg, bg = (
+        marks.drawn(each, shape=shape, canvas=shape, name=f"the correction's {word}")
+        for each, word in ((scribble, "scribble"), (background, "background"))
+    )
+    marks.put_points(
+        *(fg, bg, points, point_labels),
+        shape=shape,
+        radius=_CLICK,
+        name="the correction",
+    )
     if not (fg.any() or bg.any()):
         raise DiffUpError(
             "the correction says nothing; give points (with point_labels 1 on the "
@@ -235,10 +256,10 @@ def from_mapping(values: Mapping[str, Any]) -> Example:
     return Example(**values)
 
 
-def _marked(
+def _surfaces(
     example: Example, shape: tuple[int, int], name: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Known foreground and background, and the surest kind of the cues."""
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What mask and box say at the picture's own size, and their kinds."""
     fg, bg, kinds = np.zeros(shape, bool), np.zeros(shape, bool), []
     if example.mask is not None:
         found = pictures.read_mask(example.mask, label=example.mask_label)
@@ -249,18 +270,7 @@ def _marked(
         inside = marks.boxes(example.box, shape, name)
         fg, bg = (fg, bg | ~inside) if kinds else (inside, ~inside)
         kinds.append("box")
-    drawn = marks.drawn(example.scribble, shape, f"the scribble of {name}")
-    if example.scribble is not None:
-        kinds.append("scribble")
-    if example.points is not None:
-        kinds.append("point")
-    beside = marks.drawn(example.background, shape, f"the background of {name}")
-    marks.put_points(
-        drawn, beside, example.points, example.point_labels, radius=_POINT, name=name
-    )
-    fg = (fg | drawn) & ~beside
-    bg = (bg & ~drawn) | beside
-    return fg, bg, kinds[0] if kinds else "mask"
+    return fg, bg, kinds
 
 
 def _require_one(example: Example) -> None:

@@ -43,18 +43,21 @@ def boxes(box: Any, shape: tuple[int, int], name: str) -> Bool[np.ndarray, "h w"
 
 
 def put_points(
-    fg: np.ndarray,
-    bg: np.ndarray,
+    fg: Bool[np.ndarray, "p q"],
+    bg: Bool[np.ndarray, "p q"],
     points: Any,
     labels: Any,
     *,
+    shape: tuple[int, int],
     radius: float,
     name: str,
 ) -> None:
     """Draws points (x, y) as discs, in place: label 1 on `fg`, 0 on `bg`.
 
-    radius: in image sides. name: whose they are, for errors. Raises DiffUpError for
-    points that are none, lie outside, or have labels of another number.
+    shape: (h, w) of the picture that the points are in; the maps may be of another
+    size. radius: in image sides; every point has a pixel. name: whose they are, for
+    errors. Raises DiffUpError for points that are none, lie outside, or have labels of
+    another number.
     """
     if points is None:
         if labels is not None:
@@ -71,35 +74,41 @@ def put_points(
             f"{name} has {len(places)} points with the point_labels {labels}; expected "
             "1 (on the object) or 0 (beside it) for each."
         )
-    height, width = fg.shape
+    height, width = shape
+    rows, columns = np.ogrid[: fg.shape[0], : fg.shape[1]]
     radius = max(radius * max(fg.shape), 0.5)
-    rows, columns = np.ogrid[:height, :width]
     for (x, y), label in zip(places, labels, strict=True):
         if not (0 <= x < width and 0 <= y < height):
             raise DiffUpError(
-                f"the point {(x, y)} of {name} lies outside of the {width} x {height} "
-                "picture; expected pixels (x, y)."
+                f"the point {(float(x), float(y))} of {name} lies outside of the "
+                f"{width} x {height} picture; expected pixels (x, y)."
             )
-        disc = (rows - int(y)) ** 2 + (columns - int(x)) ** 2 <= radius**2
+        row, column = int(y * fg.shape[0] / height), int(x * fg.shape[1] / width)
+        disc = (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
         (fg if label else bg)[disc] = True
 
 
-def drawn(scribble: Any, shape: tuple[int, int], name: str) -> np.ndarray:
-    """Pixels of lines [(x, y), ...], or of a drawn picture; none of None.
+def drawn(
+    scribble: Any, *, shape: tuple[int, int], canvas: tuple[int, int], name: str
+) -> Bool[np.ndarray, "p q"]:
+    """Pixels [canvas] of lines [(x, y), ...], or of a drawn picture; none of None.
 
-    Raises DiffUpError for lines that are none or leave the picture.
+    shape: (h, w) of the picture that was drawn on. Raises DiffUpError for lines that
+    are none or leave the picture.
     """
     if scribble is None:
-        return np.zeros(shape, bool)
-    lines = isinstance(scribble, list | tuple)
-    if not lines:
+        return np.zeros(canvas, bool)
+    if not isinstance(scribble, list | tuple):
         found = pictures.read_mask(scribble).mask
         check_size(found.shape, shape, name)
-        return found
+        share = Image.fromarray(found.astype(np.float32)).resize(
+            canvas[::-1], Image.Resampling.BOX
+        )
+        return np.asarray(share) > 0
     height, width = shape
-    canvas = Image.new("1", (width, height))
-    pen = ImageDraw.Draw(canvas)
-    brush = max(round(_BRUSH * max(shape)), 1)
+    picture = Image.new("1", canvas[::-1])
+    pen = ImageDraw.Draw(picture)
+    brush = max(round(_BRUSH * max(canvas)), 1)
     if scribble and np.ndim(scribble[0]) == 1:
         scribble = [scribble]
     for line in scribble:
@@ -108,20 +117,25 @@ def drawn(scribble: Any, shape: tuple[int, int], name: str) -> np.ndarray:
             raise DiffUpError(f"{name} has the line {line!r}; expected [(x, y), ...].")
         inside = (corners >= 0) & (corners < (width, height))
         if not inside.all():
+            x, y = map(float, corners[~inside.all(axis=1)][0])
             raise DiffUpError(
-                f"{name} leaves the {width} x {height} picture at "
-                f"{tuple(corners[~inside.all(axis=1)][0])}; expected pixels (x, y)."
+                f"{name} leaves the {width} x {height} picture at {(x, y)}; expected "
+                "pixels (x, y)."
             )
-        flat = [tuple(map(float, corner)) for corner in corners]
+        flat = [
+            (float(x) * canvas[1] / width, float(y) * canvas[0] / height)
+            for x, y in corners
+        ]
         if len(flat) > 1:
             pen.line(flat, fill=1, width=brush, joint="curve")
         for x, y in flat:
             r = brush / 2
             pen.ellipse((x - r, y - r, x + r, y + r), fill=1)
-    return np.array(canvas)
+    return np.array(picture)
 
 
 def check_size(found: tuple[int, int], shape: tuple[int, int], name: str) -> None:
+    """Raises DiffUpError unless a mask has the size of its picture."""
     if found != shape:
         raise DiffUpError(
             f"{name} is {found[1]} x {found[0]} pixels, its picture {shape[1]} x "
