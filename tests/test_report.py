@@ -86,6 +86,8 @@ def test_a_method_without_a_prior_and_without_maps_is_reported(capsys):
     shown = headings(none)
     assert "mIoU" in shown and "prior" not in shown and "None" not in shown
     assert "own doubt" in headings(one)
+    bodiless = {**none, "backbone": "", "weights_digest": ""}
+    assert "1-way; method diffup" in " ".join(headings(bodiless).split())
     # Beside rows that have one, what is missing is a dash.
     assert "prior" in headings(none, whole) and " - " in headings(none, whole)
 
