@@ -61,8 +61,7 @@ venv: .venv/.installed
 	@touch $@
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q $(WORKERS) --ignore=tests/real --ignore=tests/bench \
-	  $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(WORKERS) --ignore=tests/real $(PYTEST_ARGS)
 
 parity: .venv/.installed-parity
 	$(BIN)/python -m pytest -q $(WORKERS) tests/parity $(PYTEST_ARGS)

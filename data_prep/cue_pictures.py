@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from diffup_jax.visualize import BACKGROUND, FOREGROUND, overlay
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -32,6 +31,7 @@ from data_prep.scene_drawing import draw_scene
 from diffup_jax.data import cues, rasters
 from diffup_jax.data.cues import Conventions
 from diffup_jax.files import whole_or_absent
+from diffup_jax.gallery import BACKGROUND, FOREGROUND, overlay
 from diffup_jax.types import DiffUpError
 
 _STANDARD = Conventions("tight", "stroke", 20)

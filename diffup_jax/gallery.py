@@ -178,8 +178,9 @@ def _row(item: GalleryItem, highest: Mapping[str, float]) -> str:
         item.query, item.prediction * 1.0, colour=FOREGROUND, strength=0.6
     )
     pictures = {"query": item.query, "prediction": prediction, "ground truth": truth}
-    for name, top in highest.items():
-        pictures[_words(name)] = colourise(item.maps[name], low=0.0, high=top)
+    for column, top in highest.items():
+        found = colourise(item.maps[column], low=0.0, high=top)
+        pictures[column.replace("_", " ")] = found
     cells = "".join(
         f"<div>{_image(picture, f'{column} of {item.name}')}</div>"
         for column, picture in pictures.items()

@@ -132,11 +132,17 @@ def load(
     params = {} if backbone is None else {"backbone": backbone.params}
     if not method.trainable:
         return params, "none (training-free)"
-    step = checkpoint.latest_step(workdir) if workdir else None
+    if not workdir:
+        raise DiffUpError(
+            f"method {method.name!r} is scored as it was trained: name the folder of "
+            "its run with --workdir, or use the training-free method with "
+            "--config.method=prior."
+        )
+    step = checkpoint.latest_step(workdir)
     if step is not None:
         _check_fits(settings, checkpoint.saved_run(workdir, step), workdir)
     one = training_data.example(settings)
-    trained, step = checkpoint.trained_params(str(workdir or ""), method, one)
+    trained, step = checkpoint.trained_params(workdir, method, one)
     return {**params, **trained}, f"{Path(workdir).name} step {step}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from diffup_jax import evaluation
 from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.report import Setting
-from diffup_jax.types import Episode
+from diffup_jax.types import Episode, Prediction, Query, Support
 
 NAMES = {0: "cat", 4: "dog", 8: "[bold]owl"}
 SETTING = Setting(
@@ -25,29 +25,40 @@ SETTING = Setting(
     ways=1,
     episodes_sha="aeb00fa3d011d93e",
     seed=0,
-    method="diffusion",
-    steps=4,
-    samples=1,
-    threshold="iou",
+    method="diffup",
+    settings="one forward, cut at 1/2",
     weights="step 100",
 )
 
 
+def episode_of(masks, valid, *, shots=1):
+    """An episode with this truth [b n h w]; nothing else in it says anything."""
+    b, n, h, w = masks.shape
+    return Episode(
+        Support(
+            images=np.zeros((b, n, shots, h, w, 3), np.uint8),
+            fg=np.ones((b, n, shots, h, w), bool),
+            bg=np.zeros((b, n, shots, h, w), bool),
+            kind=np.zeros((b, n, shots), np.int32),
+            valid=np.ones((b, n, shots), bool),
+            text=np.zeros((b, n, 0), np.float32),
+            text_valid=np.zeros((b, n), bool),
+        ),
+        Query(np.zeros((b, h, w, 3), np.uint8), valid, masks),
+    )
+
+
 def some_episodes(count, *, size=8):
     random = np.random.default_rng(0)
-    return Episode(
-        query=random.integers(0, 256, (count, size, size, 3), np.uint8),
-        query_mask=(random.random((count, 1, size, size)) < 0.4).astype(np.float32),
-        query_valid=random.random((count, size, size)) < 0.9,
-        support=random.integers(0, 256, (count, 1, 1, size, size, 3), np.uint8),
-        cue_fg=np.ones((count, 1, 1, size, size), np.float32),
-        cue_bg=np.zeros((count, 1, 1, size, size), np.float32),
-        cue_kind=np.zeros((count, 1, 1), np.int32),
-        text_ids=np.zeros((count, 1, 77), np.int32),
-        shot_valid=np.ones((count, 1, 1), bool),
-        text_valid=np.zeros((count, 1), bool),
-        class_id=(4 * (np.arange(count) % 2)).astype(np.int32)[:, None],
-    )
+    image = random.integers(0, 256, (count, size, size, 3), np.uint8)
+    masks = random.random((count, 1, size, size)) < 0.4
+    made = episode_of(masks, random.random((count, size, size)) < 0.9)
+    return made._replace(query=made.query._replace(image=image))
+
+
+def class_ids(count):
+    """Of `some_episodes`: cat, dog, cat, dog, ..."""
+    return (4 * (np.arange(count) % 2)).astype(np.int32)[:, None]
 
 
 def batches_of(episodes, size, *, left_out=(), truths=None):
@@ -55,13 +66,15 @@ def batches_of(episodes, size, *, left_out=(), truths=None):
 
     left_out: places of queries that count as empty.
     """
-    total = len(episodes.query)
+    total = len(episodes.query.image)
+    classes = class_ids(total)
     for start in range(0, total, size):
         stretch = np.arange(start, min(start + size, total))
         places = np.setdiff1d(stretch, left_out)
         rows = np.resize(places, size) if len(places) else np.resize(stretch, size)
         yield EvaluationBatch(
-            Episode(*(part[rows] for part in episodes)),
+            jax.tree.map(lambda part, rows=rows: part[rows], episodes),
+            classes[rows],
             places,
             () if truths is None else tuple(truths[place] for place in places),
             len(stretch) - len(places),
@@ -71,24 +84,23 @@ def batches_of(episodes, size, *, left_out=(), truths=None):
 
 @jax.jit
 def reads_red(keys, episode):
-    mean = episode.query[..., 0].astype(jnp.float32)[:, None] / 255
+    mean = episode.query.image[..., 0].astype(jnp.float32)[:, None] / 255
     maps = {
         "prior_mean": mean,
         "prior_variance": mean * (1 - mean),
         "uncertainty": 0.1 * mean,
         "spread": 0.2 * mean,
-        "prior_of_one_level": mean[..., :4],
     }
-    return mean, maps
+    return Prediction(mean, jnp.full(mean.shape[:2], 0.5), maps)
 
 
-def evaluated(episodes, size, *, frame="square", **arguments):
+def evaluated(episodes, size, *, ask=reads_red, frame="square", **arguments):
     return evaluation.evaluate(
-        reads_red,
+        ask,
         jax.random.key(0),
         batches_of(episodes, size, **arguments),
         classes=(0, 4, 8),
-        episodes=len(episodes.query),
+        episodes=len(episodes.query.image),
         frame=frame,
         seed=0,
         resamples=200,

@@ -1,4 +1,4 @@
-"""The rows of tests.bench.ablation are settings that exist, and its table adds up."""
+"""The rows of experiments.ablation are settings that exist, and its table adds up."""
 
 from __future__ import annotations
 

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from diffup_jax import metrics
-from diffup_jax.types import Episode
+from diffup_jax.types import Prediction
+from tests.evaluations import episode_of
 
 CLASSES = (2, 5, 9)
 SIZE = (11, 8)
 
 
-def _episode(masks, valid, class_id):
-    b, n, h, w = masks.shape
-    return Episode(
-        query=np.zeros((b, h, w, 3), np.uint8),
-        query_mask=masks.astype(np.float32),
-        query_valid=valid,
-        support=np.zeros((b, n, 1, h, w, 3), np.uint8),
-        cue_fg=np.zeros((b, n, 1, h, w), np.float32),
-        cue_bg=np.zeros((b, n, 1, h, w), np.float32),
-        cue_kind=np.zeros((b, n, 1), np.int32),
-        text_ids=np.zeros((b, n, 77), np.int32),
-        shot_valid=np.ones((b, n, 1), bool),
-        text_valid=np.zeros((b, n), bool),
-        class_id=class_id.astype(np.int32),
-    )
-
-
 def _state(batches):
     state, first = metrics.zero(CLASSES), 0
-    for prob, maps, episode in batches:
-        counts = metrics.score(prob, maps, episode)
-        numbers = range(first, first + len(prob))
-        state = metrics.update(
-            state, counts, numbers=numbers, class_id=episode.class_id
-        )
-        first += len(prob)
+    for prediction, query, class_id in batches:
+        counts = metrics.score(prediction, query)
+        numbers = range(first, first + len(class_id))
+        state = metrics.update(state, counts, numbers=numbers, class_id=class_id)
+        first += len(class_id)
     return state
 
 
@@ -54,24 +37,25 @@ def _random(seed, *, b, n, samples):
     risky = random.choice([0, 1, 0.5, 1 / 16, 0.125 - 2**-9, 33.5 / 256], shape)
     drawn = np.where(random.random((*shape, 1)) < 0.2, risky[..., None], drawn)
     drawn = drawn.astype(np.float32)
-    zero = np.zeros(shape, np.float32)
-    maps = {**dict.fromkeys(metrics.MAPS, zero), "spread": drawn.std(axis=-1)}
+    half = np.full((b, n), 0.5, np.float32)
+    maps = {"spread": drawn.std(axis=-1)}
     class_id = np.stack([random.permutation(CLASSES)[:n] for _ in range(b)])
-    return drawn.mean(axis=-1), maps, _episode(masks, valid, class_id)
+    found = Prediction(drawn.mean(axis=-1), half, maps)
+    return found, episode_of(masks, valid).query, class_id
 
 
 def _pixels(batches):
     """(p rounded to 1/256, truth, spread, wrong) of every valid pixel of every way."""
     found = []
-    for prob, maps, episode in batches:
-        for b in range(prob.shape[0]):
-            for y, x in np.argwhere(episode.query_valid[b]):
-                ways = [float(p) for p in prob[b, :, y, x]]
+    for prediction, query, class_id in batches:
+        for b in range(len(class_id)):
+            for y, x in np.argwhere(query.valid[b]):
+                ways = [float(p) for p in prediction.probability[b, :, y, x]]
                 for n, p in enumerate(ways):
-                    truth = int(episode.query_mask[b, n, y, x])
+                    truth = int(query.mask[b, n, y, x])
                     pred = p > 0.5 and ways.index(max(ways)) == n
                     claim = math.floor(p * 256 + 0.5) / 256
-                    spread = float(maps["spread"][b, n, y, x])
+                    spread = float(prediction.maps["spread"][b, n, y, x])
                     found.append((claim, truth, spread, int(pred) != truth))
     return found
 
@@ -93,7 +77,7 @@ def _slow_ece(pixels, *, least):
 @pytest.mark.parametrize(("ways", "samples"), [(1, 4), (1, 1), (3, 3)])
 def test_equals_the_slow_computation(ways, samples):
     batches = [_random(seed, b=5, n=ways, samples=samples) for seed in range(4)]
-    assert not all(episode.query_mask.any((2, 3)).all() for *_, episode in batches)
+    assert not all(query.mask.any((2, 3)).all() for _, query, _ in batches)
     scores = metrics.compute(_state(batches))
     pixels = _pixels(batches)
     ece, bins, total = _slow_ece(pixels, least=0)
@@ -111,32 +95,30 @@ def test_equals_the_slow_computation(ways, samples):
         else:
             assert np.isnan(table.confidence[k]) and np.isnan(table.frequency[k])
     if samples == 1:  # its spread is zero everywhere
-        assert scores.auroc_spread is None
+        assert scores.auroc == {"spread": None}
         return
     right = [spread for *_, spread, wrong in pixels if not wrong]
     more = np.subtract.outer([spread for *_, spread, wrong in pixels if wrong], right)
     expected = np.mean((more > 0) + 0.5 * (more == 0))
     # Values within a thirty-second of an octave count as equal.
-    assert scores.auroc_spread == pytest.approx(expected, abs=2e-3)
+    assert scores.auroc["spread"] == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_host_and_device_count_alike_and_merging_in_any_order_changes_nothing(told):
     batches = [_random(seed, b=4, n=1 + seed, samples=2) for seed in range(3)]
     if not told:
-        for _, maps, _ in batches:
-            del maps["spread"]
+        for prediction, _, _ in batches:
+            del prediction.maps["spread"]
     whole = _state(batches)
     parts, number = [], 0
-    for prob, maps, episode in batches:
-        for i in range(len(prob)):
-            counts = metrics.score_on_host(
-                prob[i], {name: values[i] for name, values in maps.items()},
-                episode.query_mask[i] > 0.5, episode.query_valid[i],
-            )  # fmt: skip
+    for prediction, query, class_id in batches:
+        for i in range(len(class_id)):
+            row = jax.tree.map(lambda x, i=i: x[i], prediction)
+            counts = metrics.score_on_host(row, query.mask[i], query.valid[i])
             part = metrics.update(
                 metrics.zero(CLASSES), counts, numbers=[number],
-                class_id=episode.class_id[i : i + 1],
+                class_id=class_id[i : i + 1],
             )  # fmt: skip
             parts.append(part)
             number += 1
@@ -145,19 +127,18 @@ def test_host_and_device_count_alike_and_merging_in_any_order_changes_nothing(to
         merged = metrics.zero(CLASSES)
         for place in order:
             merged = metrics.merge(parts[place], merged)
-        for one, other in zip(merged, whole, strict=True):
-            np.testing.assert_array_equal(one, other)
-    assert whole.spread.any() == told
-    assert (metrics.compute(whole).auroc_spread is not None) == told
+        jax.tree.map(np.testing.assert_array_equal, merged, whole)
+    assert set(whole.errors) == set(metrics.compute(whole).auroc)
+    assert set(whole.errors) == ({"spread"} if told else set())
 
 
 def _of_predictor(prob, truth):
     """The scores of one large picture; p and truth [h w]."""
     prob, truth = (np.asarray(x)[None, None] for x in (prob, truth))
     prob = np.broadcast_to(prob, truth.shape).astype(np.float32)
-    maps = dict.fromkeys(metrics.MAPS, np.zeros_like(prob))
-    episode = _episode(truth, np.ones_like(truth[:, 0]), np.array([[2]]))
-    return metrics.compute(_state([(prob, maps, episode)]))
+    found = Prediction(prob, np.full((1, 1), 0.5, np.float32), {})
+    query = episode_of(truth, np.ones_like(truth[:, 0])).query
+    return metrics.compute(_state([(found, query, np.array([[2]]))]))
 
 
 def test_a_calibrated_predictor_has_no_error_and_a_constant_one_its_own():
@@ -182,5 +163,6 @@ def test_a_calibrated_predictor_has_no_error_and_a_constant_one_its_own():
 
 def test_nothing_scored_has_no_error():
     scores = metrics.compute(metrics.zero(CLASSES))
-    assert scores.ece is scores.ece_foreground is scores.auroc_spread is None
+    assert scores.ece is scores.ece_foreground is scores.prior_miou is None
+    assert scores.auroc == {}
     assert not scores.reliability.share.any()

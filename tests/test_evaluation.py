@@ -9,11 +9,12 @@ import pytest
 from diffup_jax import evaluation, metrics, report
 from diffup_jax.data import frames
 from diffup_jax.data.batches import Truth
-from diffup_jax.types import DiffUpError
+from diffup_jax.types import DiffUpError, Prediction
 from tests.evaluations import (
     NAMES,
     SETTING,
     batches_of,
+    class_ids,
     evaluated,
     reads_red,
     some_episodes,
@@ -32,16 +33,14 @@ def test_padded_episodes_do_not_count():
 
 def test_each_episode_has_its_own_key_and_a_second_pass_repeats_the_first():
     def noise(keys, episode):
-        one = jax.vmap(
-            lambda key: jax.random.uniform(key, episode.query_mask.shape[1:])
-        )
-        prob = one(keys)
-        return prob, dict.fromkeys(metrics.MAPS, prob)
+        shape = episode.query.mask.shape[1:]
+        prob = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+        return Prediction(prob, np.full(prob.shape[:2], 0.5), {})
 
     def run(key):
         batches = batches_of(some_episodes(4), 2)
         found = evaluation.predictions(noise, jax.random.key(key), batches)
-        return [np.asarray(prob) for _, _, prob, _ in found]
+        return [np.asarray(answer.probability) for *_, answer in found]
 
     first, second = run(0)
     assert not np.array_equal(first, second)
@@ -68,32 +67,55 @@ def test_a_wrong_number_of_episodes_is_refused():
         run([], 0)
 
 
-def test_a_broken_predict_is_refused():
-    def small(key, episode):
-        prob, maps = reads_red(key, episode)
-        return prob[..., ::2], maps
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("probability", r"probability of shape \(2, 1, 8, 4\), expected .*\[b n h w\]"),
+        ("odd", r"odd of shape \(2, 1, 8, 4\), expected \(2, 1, 8, 8\)"),
+        ("prior_mean", r"prior_mean of shape \(2, 1, 8, 4\)"),
+        ("threshold", r"threshold of shape \(2,\), expected \(2, 1\) \[b n\]"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused_by_name(part, words):
+    def broken(keys, episode):
+        found = reads_red(keys, episode)
+        whole = found.probability
+        maps = {**found.maps, "odd": whole}
+        if part == "probability":
+            return found._replace(probability=whole[..., ::2])
+        if part == "threshold":
+            return found._replace(threshold=found.threshold[:, 0])
+        return found._replace(maps={**maps, part: whole[..., ::2]})
 
-    def silent(key, episode):
-        prob, maps = reads_red(key, episode)
-        return prob, {"prior_mean": maps["prior_mean"]}
+    batches = batches_of(some_episodes(2), 2)
+    with pytest.raises(DiffUpError, match=words):
+        next(evaluation.predictions(broken, jax.random.key(0), batches))
 
-    def narrow(key, episode):
-        prob, maps = reads_red(key, episode)
-        return prob, {**maps, "spread": maps["spread"][..., ::2]}
 
-    def flat(key, episode):
-        prob, maps = reads_red(key, episode)
-        return prob, {**maps, "threshold": prob[:, 0, 0, 0]}
+@pytest.mark.parametrize("own_size", [False, True])
+def test_a_method_is_asked_for_nothing_but_its_answer(own_size):
+    """No map is due; one that nobody knows is scored under its own name."""
+    episodes = some_episodes(5)
 
-    for predict, words in (
-        (flat, "threshold of shape"),
-        (small, "prob of shape"),
-        (silent, "'prior_variance'"),
-        (narrow, "spread of shape"),
-    ):
-        with pytest.raises(DiffUpError, match=words):
-            batches = batches_of(some_episodes(2), 2)
-            next(evaluation.predictions(predict, jax.random.key(0), batches))
+    def bare(keys, episode):
+        return reads_red(keys, episode)._replace(maps={})
+
+    def telling(keys, episode):
+        found = reads_red(keys, episode)
+        return found._replace(maps={"doubt": found.maps["uncertainty"]})
+
+    truths = own_truths(episodes) if own_size else None
+    whole, plain, named = (
+        evaluated(episodes, 3, ask=ask, truths=truths)
+        for ask in (reads_red, bare, telling)
+    )
+    assert plain.scores.miou == named.scores.miou == whole.scores.miou > 0
+    assert plain.scores.ece == whole.scores.ece > 0
+    assert plain.scores.prior_miou is plain.scores.prior_threshold is None
+    assert whole.scores.prior_miou > 0
+    assert plain.scores.auroc == {}
+    assert named.scores.auroc == {"doubt": whole.scores.auroc["uncertainty"]}
+    assert 0 < named.scores.auroc["doubt"] < 1
 
 
 def test_queries_left_out_change_no_other_episode_and_are_told():
@@ -106,6 +128,12 @@ def test_queries_left_out_change_no_other_episode_and_are_told():
     assert row["episodes"] == 4 and row["skipped"] == {"empty": 5, "damaged": 0}
     with pytest.raises(DiffUpError, match="0 episodes were scored, 9 empty"):
         evaluated(episodes, 4, left_out=range(9))
+
+
+def own_truths(episodes):
+    """The truth that the queries have at the network's own size."""
+    query = episodes.query
+    return [Truth(*of) for of in zip(query.mask, query.valid, strict=True)]
 
 
 @pytest.mark.parametrize("frame", frames.FRAMES)
@@ -121,10 +149,10 @@ def test_scoring_at_own_sizes(frame):
     three = evaluated(episodes, 3, truths=truths, frame=frame)
     one = evaluated(episodes, 1, truths=truths, frame=frame)
     jax.tree.map(np.testing.assert_array_equal, three[:3], one[:3])
-    prob = np.asarray(reads_red(None, episodes)[0])
+    prob = np.asarray(reads_red(None, episodes).probability)
     both = either = 0
     for place, truth in enumerate(truths):
-        if episodes.class_id[place, 0] != 4:
+        if class_ids(5)[place, 0] != 4:
             continue
         own = frames.leave(prob[place, 0], truth.valid.shape, frame=frame) > 0.5
         both += np.count_nonzero(own & truth.masks[0] & truth.valid)
@@ -132,11 +160,7 @@ def test_scoring_at_own_sizes(frame):
     assert three.scores.per_class[1] == 100 * both / either
     assert three.state.union.sum(axis=1).max() <= 2 * 30 * 30
     # At the network's own size in a square frame both ways of counting agree.
-    own = [
-        Truth(mask > 0.5, valid)
-        for mask, valid in zip(episodes.query_mask, episodes.query_valid, strict=True)
-    ]
-    host = evaluated(episodes, 3, truths=own)
+    host = evaluated(episodes, 3, truths=own_truths(episodes))
     device = evaluated(episodes, 3)
     jax.tree.map(np.testing.assert_array_equal, host[:3], device[:3])
     assert isinstance(host.state, metrics.State)
@@ -144,30 +168,15 @@ def test_scoring_at_own_sizes(frame):
 
 def test_a_methods_own_threshold_counts_alike_at_both_sizes():
     episodes = some_episodes(5)
-    truths = [
-        Truth(mask > 0.5, valid)
-        for mask, valid in zip(episodes.query_mask, episodes.query_valid, strict=True)
-    ]
 
     def low(keys, episode):
-        prob, maps = reads_red(keys, episode)
-        return prob, {**maps, "threshold": prob.mean(axis=(2, 3))}
+        found = reads_red(keys, episode)
+        return found._replace(threshold=found.probability.mean(axis=(2, 3)))
 
-    found = [
-        evaluation.evaluate(
-            predict,
-            jax.random.key(0),
-            batches_of(episodes, 3, **own),
-            classes=(0, 4, 8),
-            episodes=5,
-            frame="square",
-            seed=0,
-            resamples=10,
-        )
-        for predict, own in ((low, {}), (low, {"truths": truths}), (reads_red, {}))
-    ]
-    jax.tree.map(np.testing.assert_array_equal, found[0][:3], found[1][:3])
-    assert (found[0].state.union != found[2].state.union).any()
+    device = evaluated(episodes, 3, ask=low)
+    host = evaluated(episodes, 3, ask=low, truths=own_truths(episodes))
+    jax.tree.map(np.testing.assert_array_equal, device[:3], host[:3])
+    assert (device.state.union != evaluated(episodes, 3).state.union).any()
 
 
 @pytest.mark.parametrize("episodes", [0, 1, 5, 24, 25, 26, 31, 100])

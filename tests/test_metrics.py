@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from diffup_jax import metrics
-from diffup_jax.types import DiffUpError, Episode
+from diffup_jax.types import DiffUpError, Prediction
+from tests.evaluations import episode_of
 
 CLASSES = (3, 7, 11, 40)
 SIZE = (13, 9)
 
 
 def _batch(seed, *, b=4, n=1, classes=CLASSES[:3], ignored=0.2):
-    """A random batch: (prob, maps, episode); some masks and predictions are empty."""
+    """A random batch: (prediction, query, class ids); some masks are empty."""
     random = np.random.default_rng(seed)
     shape = (b, n, *SIZE)
     mask = random.random(shape) < random.choice([0.0, 0.3, 0.7], (b, n, 1, 1))
@@ -28,50 +30,51 @@ def _batch(seed, *, b=4, n=1, classes=CLASSES[:3], ignored=0.2):
         "uncertainty": (0.3 * random.random(shape)).astype(np.float32),
         "spread": (0.5 * random.random(shape) ** 3).astype(np.float32),
     }
-    episode = Episode(
-        query=np.zeros((b, *SIZE, 3), np.uint8),
-        query_mask=mask.astype(np.float32),
-        query_valid=random.random((b, *SIZE)) >= ignored,
-        support=np.zeros((b, n, 1, *SIZE, 3), np.uint8),
-        cue_fg=np.zeros((b, n, 1, *SIZE), np.float32),
-        cue_bg=np.zeros((b, n, 1, *SIZE), np.float32),
-        cue_kind=np.zeros((b, n, 1), np.int32),
-        text_ids=np.zeros((b, n, 77), np.int32),
-        shot_valid=np.ones((b, n, 1), bool),
-        text_valid=np.zeros((b, n), bool),
-        class_id=random.choice(classes, (b, n)).astype(np.int32),
+    valid = random.random((b, *SIZE)) >= ignored
+    prediction = Prediction(
+        prob.astype(np.float32), np.full((b, n), 0.5, np.float32), maps
     )
-    return prob.astype(np.float32), maps, episode
+    class_id = random.choice(classes, (b, n)).astype(np.int32)
+    return prediction, episode_of(mask, valid).query, class_id
+
+
+def _with(prediction, **maps):
+    return prediction._replace(maps={**prediction.maps, **maps})
+
+
+def _row(prediction, i):
+    """Episode i of a batch's prediction."""
+    return jax.tree.map(lambda x: np.asarray(x)[i], prediction)
 
 
 def _state(batches, *, first=0, classes=CLASSES):
     state = metrics.zero(classes)
-    for prob, maps, episode in batches:
-        numbers = range(first, first + len(prob))
+    for prediction, query, class_id in batches:
+        numbers = range(first, first + len(class_id))
         state = metrics.update(
             state,
-            metrics.score(prob, maps, episode),
+            metrics.score(prediction, query),
             numbers=numbers,
-            class_id=episode.class_id,
+            class_id=class_id,
         )
-        first += len(prob)
+        first += len(class_id)
     return state
 
 
 def _slow(batches, decide):
     """Dataset IoU per class and FB-IoU, pixel by pixel; `decide` -> labels [h w]."""
     totals = {c: [[0, 0], [0, 0]] for c in CLASSES}
-    for prob, maps, episode in batches:
-        for b in range(prob.shape[0]):
-            labels = decide(prob[b], maps["prior_mean"][b])
-            for n in range(prob.shape[1]):
-                of_class = totals[int(episode.class_id[b, n])]
-                for y, x in np.argwhere(episode.query_valid[b]):
-                    pred = int(labels[y, x] == n + 1)
-                    truth = int(episode.query_mask[b, n, y, x] == 1)
-                    for side in (0, 1):
-                        of_class[side][0] += pred == side and truth == side
-                        of_class[side][1] += pred == side or truth == side
+    for prediction, query, class_id in batches:
+        for b, n in np.ndindex(class_id.shape):
+            mean = prediction.maps["prior_mean"][b]
+            labels = decide(prediction.probability[b], mean)
+            of_class = totals[int(class_id[b, n])]
+            for y, x in np.argwhere(query.valid[b]):
+                pred = int(labels[y, x] == n + 1)
+                truth = int(query.mask[b, n, y, x])
+                for side in (0, 1):
+                    of_class[side][0] += pred == side and truth == side
+                    of_class[side][1] += pred == side or truth == side
     per_class = [100 * totals[c][1][0] / max(totals[c][1][1], 1) for c in CLASSES]
     sides = [
         100
@@ -88,7 +91,10 @@ def _argmax_with_background(prob, _):
 
 
 def _same(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    one, other = jax.tree.flatten(first), jax.tree.flatten(second)
+    return one[1] == other[1] and all(
+        np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("ways", [1, 3])
@@ -149,6 +155,7 @@ def test_equals_an_independent_computation_to_the_last_digit(ways):
         scale = random.choice([0, 8, 32], (batch, ways, 1, 1))
         prob = (random.integers(0, 33, shape) * scale / 1024).astype(np.float32)
         share = random.choice([0, 0.2, 0.6], (batch, ways, 1, 1))
+        share[0] = 0
         masks = random.random(shape) < share
         valid = random.random((batch, *size)) < random.choice(
             [0.0, 0.7, 1], (batch, 1, 1)
@@ -156,21 +163,16 @@ def test_equals_an_independent_computation_to_the_last_digit(ways):
         class_id = np.stack(
             [random.choice(classes[:-1], ways, replace=False) for _ in range(batch)]
         ).astype(np.int32)
-        maps = {name: random.random(shape, np.float32) for name in metrics.MAPS}
-        maps["spread"] = maps["uncertainty"] ** 2
+        maps = {name: random.random(shape, np.float32) for name in ("prior_mean", "u")}
         maps["prior_mean"][:, :, 0] = 0.5
-        _, _, episode = _batch(0, b=batch, n=ways)
-        episode = episode._replace(
-            query_mask=masks.astype(np.float32), query_valid=valid, class_id=class_id
-        )
-        counts = metrics.score(prob, maps, episode)
+        half = np.full(shape[:2], 0.5, np.float32)
+        prediction = Prediction(prob, half, maps)
+        counts = metrics.score(prediction, episode_of(masks, valid).query)
         numbers = range(first, first + batch)
         device = metrics.update(device, counts, numbers=numbers, class_id=class_id)
         for i in range(batch):
             episodes.append((prob[i], masks[i], valid[i], class_id[i].tolist()))
-            one = metrics.score_on_host(
-                prob[i], {n: m[i] for n, m in maps.items()}, masks[i], valid[i]
-            )
+            one = metrics.score_on_host(_row(prediction, i), masks[i], valid[i])
             host = metrics.update(
                 host, one, numbers=[first + i], class_id=class_id[i : i + 1]
             )
@@ -184,72 +186,77 @@ def test_equals_an_independent_computation_to_the_last_digit(ways):
     assert scores.miou == miou and scores.fb_iou == fb_iou
 
 
-def test_the_host_counts_as_the_device_does_at_every_edge():
+@pytest.mark.parametrize("prior", [True, False])
+def test_the_host_counts_as_the_device_does_at_every_edge(prior):
     for seed in range(4):
-        prob, maps, episode = _batch(seed, n=1 + seed % 3)
-        maps["prior_variance"][0, 0, 0, :4] = (0.0, -0.0, 2.0**-20, 1.0)
-        counts = metrics.score(prob, maps, episode)
-        for i in range(len(prob)):
+        prediction, query, _ = _batch(seed, n=1 + seed % 3)
+        prediction.maps["prior_variance"][0, 0, 0, :4] = (0.0, -0.0, 2.0**-20, 1.0)
+        if not prior:
+            del prediction.maps["prior_mean"]
+        counts = metrics.score(prediction, query)
+        assert (counts.prior is not None) == prior
+        for i in range(len(query.mask)):
             one = metrics.score_on_host(
-                prob[i], {n: m[i] for n, m in maps.items()},
-                episode.query_mask[i] > 0.5, episode.query_valid[i],
-            )  # fmt: skip
-            assert _same(one, [np.asarray(part)[i : i + 1] for part in counts])
-    maps["uncertainty"][1, 0, 2, 2] = np.nan
-    one = metrics.score_on_host(
-        prob[1], {n: m[1] for n, m in maps.items()},
-        episode.query_mask[1] > 0.5, episode.query_valid[1],
-    )  # fmt: skip
+                _row(prediction, i), query.mask[i], query.valid[i]
+            )
+            row = jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], counts)
+            assert _same(one, row)
+    prediction.maps["uncertainty"][1, 0, 2, 2] = np.nan
+    one = metrics.score_on_host(_row(prediction, 1), query.mask[1], query.valid[1])
     assert not one.finite[0]
 
 
 def test_a_methods_own_threshold_takes_the_place_of_one_half():
     random = np.random.default_rng(5)
     for ways in (1, 3):
-        prob, maps, episode = _batch(ways, n=ways)
+        plain, query, _ = _batch(ways, n=ways)
+        prob = plain.probability
         own = random.uniform(0.1, 0.5, prob.shape[:2]).astype(np.float32)
         own[0] = 0.5
-        counts = metrics.score(prob, {**maps, metrics.THRESHOLD: own}, episode)
+        prediction = plain._replace(threshold=own)
+        counts = metrics.score(prediction, query)
         largest = prob.argmax(axis=1)[:, None] == np.arange(ways)[:, None, None]
         # Moved by what lies between the two thresholds, 1/2 decides the same.
         moved = np.where(prob > own[:, :, None, None], 0.75, 0.25) * largest
-        expected = metrics.score(moved.astype(np.float32), maps, episode)
-        plain = metrics.score(prob, maps, episode)
+        expected = metrics.score(
+            plain._replace(probability=moved.astype(np.float32)), query
+        )
+        at_half = metrics.score(plain, query)
         np.testing.assert_array_equal(counts.intersection, expected.intersection)
         np.testing.assert_array_equal(counts.union, expected.union)
-        np.testing.assert_array_equal(counts.uncertainty, expected.uncertainty)
-        np.testing.assert_array_equal(counts.intersection[0], plain.intersection[0])
-        assert np.any(counts.union != plain.union)
-        np.testing.assert_array_equal(counts.probability, plain.probability)
+        assert _same(counts.errors, expected.errors)
+        np.testing.assert_array_equal(counts.intersection[0], at_half.intersection[0])
+        assert np.any(counts.union != at_half.union)
+        np.testing.assert_array_equal(counts.probability, at_half.probability)
         for i in range(len(prob)):
-            mine = {name: values[i] for name, values in maps.items()}
             one = metrics.score_on_host(
-                prob[i],
-                {**mine, metrics.THRESHOLD: own[i]},
-                episode.query_mask[i] > 0.5,
-                episode.query_valid[i],
+                _row(prediction, i), query.mask[i], query.valid[i]
             )
-            assert _same(one, [np.asarray(part)[i : i + 1] for part in counts])
+            row = jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], counts)
+            assert _same(one, row)
 
 
 def test_ignored_pixels_change_nothing():
-    prob, maps, episode = _batch(0, ignored=0.5)
-    other_prob, other_maps, other = _batch(1, ignored=0.5)
-    keep = episode.query_valid[:, None]
-    changed = (
-        np.where(keep, prob, other_prob),
-        {name: np.where(keep, maps[name], other_maps[name]) for name in maps},
-        episode._replace(
-            query_mask=np.where(keep, episode.query_mask, other.query_mask)
-        ),
+    prediction, query, class_id = _batch(0, ignored=0.5)
+    other, other_query, _ = _batch(1, ignored=0.5)
+    keep = query.valid[:, None]
+    kept = lambda a, b: np.where(keep, a, b)  # noqa: E731
+    changed = prediction._replace(
+        probability=kept(prediction.probability, other.probability),
+        maps=jax.tree.map(kept, prediction.maps, other.maps),
     )
-    assert not np.array_equal(changed[0], prob)
-    assert _same(_state([(prob, maps, episode)]), _state([changed]))
+    changed_query = query._replace(mask=kept(query.mask, other_query.mask))
+    assert not np.array_equal(changed.probability, prediction.probability)
+    assert _same(
+        _state([(prediction, query, class_id)]),
+        _state([(changed, changed_query, class_id)]),
+    )
 
 
 def test_an_absent_class_counts_as_zero_and_is_named():
-    prob, maps, episode = _batch(2, b=12, classes=CLASSES[:2])
-    scores = metrics.compute(_state([(episode.query_mask, maps, episode)]))
+    prediction, query, class_id = _batch(2, b=12, classes=CLASSES[:2])
+    exact = prediction._replace(probability=query.mask.astype(np.float32))
+    scores = metrics.compute(_state([(exact, query, class_id)]))
     assert scores.absent == CLASSES[2:]
     assert scores.episodes.tolist()[2:] == [0, 0]
     present = scores.per_class[:2]
@@ -257,24 +264,40 @@ def test_an_absent_class_counts_as_zero_and_is_named():
 
 
 def test_perfect_is_100_and_inverted_is_0():
-    prob, maps, episode = _batch(3, b=24)
-    assert set(episode.class_id.ravel()) == set(CLASSES[:3])
-    truth = episode.query_mask
-    maps["prior_mean"] = truth
-    perfect = metrics.compute(_state([(truth, maps, episode)], classes=CLASSES[:3]))
+    prediction, query, class_id = _batch(3, b=24)
+    assert set(class_id.ravel()) == set(CLASSES[:3])
+    truth = query.mask.astype(np.float32)
+
+    def scores(probability):
+        found = _with(prediction, prior_mean=truth)._replace(probability=probability)
+        state = _state([(found, query, class_id)], classes=CLASSES[:3])
+        return metrics.compute(state)
+
+    perfect = scores(truth)
     assert perfect.miou == perfect.fb_iou == perfect.prior_miou == 100
-    wrong = metrics.compute(_state([(1 - truth, maps, episode)], classes=CLASSES[:3]))
+    wrong = scores(1 - truth)
     assert wrong.miou == wrong.fb_iou == 0
 
 
 def test_everything_foreground_is_what_a_constant_prediction_scores():
-    prob, maps, episode = _batch(4)
-    scores = metrics.compute(_state([(np.ones_like(prob), maps, episode)]))
+    prediction, query, class_id = _batch(4)
+    ones = prediction._replace(probability=np.ones_like(prediction.probability))
+    scores = metrics.compute(_state([(ones, query, class_id)]))
     assert scores.everything_foreground == pytest.approx(scores.miou, rel=1e-14)
 
 
-def test_split_and_merge_is_the_whole_in_any_order():
+@pytest.mark.parametrize("maps", [("prior_mean", "u"), ("u",), ()])
+def test_split_and_merge_is_the_whole_in_any_order(maps):
+    """Also of a method without a prior, and of one that tells nothing else."""
     batches = [_batch(seed) for seed in range(4)]
+    batches = [
+        (
+            found._replace(maps=dict.fromkeys(maps, found.maps["prior_mean"])),
+            query,
+            class_id,
+        )
+        for found, query, class_id in batches
+    ]
     whole = _state(batches)
     parts = [_state([batch], first=4 * i) for i, batch in enumerate(batches)]
     forwards, backwards = metrics.zero(CLASSES), metrics.zero(CLASSES)
@@ -287,20 +310,21 @@ def test_split_and_merge_is_the_whole_in_any_order():
     for state in (forwards, backwards, pairs):
         assert _same(whole, state)
     assert len(set(whole.episode)) == 16
+    assert (whole.prior is not None) == ("prior_mean" in maps)
+    assert set(whole.errors) == set(maps) - {"prior_mean"}
+    scores = metrics.compute(whole)
+    told = scores.prior_miou is not None, scores.prior_threshold is not None
+    assert told == ("prior_mean" in maps,) * 2
+    assert scores.auroc.keys() == whole.errors.keys()
 
 
 def test_padding_is_not_counted():
-    prob, maps, episode = _batch(5)
-    counts = metrics.score(prob, maps, episode)
-    class_id = episode.class_id[:3]
+    prediction, query, class_id = _batch(5)
+    counts = metrics.score(prediction, query)
     padded = metrics.update(
-        metrics.zero(CLASSES), counts, numbers=range(3), class_id=class_id
+        metrics.zero(CLASSES), counts, numbers=range(3), class_id=class_id[:3]
     )
-    cut = (
-        prob[:3],
-        {name: values[:3] for name, values in maps.items()},
-        Episode(*(part[:3] for part in episode)),
-    )
+    cut = jax.tree.map(lambda x: x[:3], (prediction, query, class_id))
     assert _same(padded, _state([cut]))
 
 
@@ -324,17 +348,14 @@ def test_best_threshold_equals_brute_force(ways):
 def test_auroc_equals_counting_pairs():
     batches = [_batch(seed) for seed in (8, 9)]
     scores = metrics.compute(_state(batches))
-    for name, measured in (
-        ("prior_variance", scores.auroc_variance),
-        ("uncertainty", scores.auroc_uncertainty),
-        ("spread", scores.auroc_spread),
-    ):
+    assert set(scores.auroc) == {"prior_variance", "uncertainty", "spread"}
+    for name, measured in scores.auroc.items():
         right, wrong = [], []
-        for prob, maps, episode in batches:
-            error = (prob > 0.5) != (episode.query_mask > 0.5)
-            valid = np.broadcast_to(episode.query_valid[:, None], error.shape)
-            right.extend(maps[name][valid & ~error])
-            wrong.extend(maps[name][valid & error])
+        for prediction, query, _ in batches:
+            error = (prediction.probability > 0.5) != query.mask
+            valid = np.broadcast_to(query.valid[:, None], error.shape)
+            right.extend(prediction.maps[name][valid & ~error])
+            wrong.extend(prediction.maps[name][valid & error])
         more = np.subtract.outer(wrong, right)
         expected = np.mean((more > 0) + 0.5 * (more == 0))
         # Values within a thirty-second of an octave count as equal.
@@ -342,17 +363,19 @@ def test_auroc_equals_counting_pairs():
 
 
 def test_auroc_of_known_orders():
-    prob, maps, episode = _batch(10)
-    error = (prob > 0.5) != (episode.query_mask > 0.5)
-    maps["prior_variance"] = np.where(error, 2e-3, 1e-3).astype(np.float32)
-    maps["uncertainty"] = np.full_like(prob, 0.0)
-    scores = metrics.compute(_state([(prob, maps, episode)]))
-    assert (scores.auroc_variance, scores.auroc_uncertainty) == (1.0, 0.5)
-    maps["prior_variance"] *= -np.float32(0)
-    scores = metrics.compute(_state([(prob, maps, episode)]))
-    assert scores.auroc_variance == 0.5
-    scores = metrics.compute(_state([(episode.query_mask, maps, episode)]))
-    assert scores.auroc_variance is None
+    prediction, query, class_id = _batch(10)
+    error = (prediction.probability > 0.5) != query.mask
+
+    def auroc(values, probability=prediction.probability):
+        found = _with(prediction, u=values)._replace(probability=probability)
+        return metrics.compute(_state([(found, query, class_id)])).auroc["u"]
+
+    knows = np.where(error, 2e-3, 1e-3).astype(np.float32)
+    assert auroc(knows) == 1.0 and auroc(3e-3 - knows) == 0.0
+    assert auroc(np.full_like(knows, 0.7)) == 0.5
+    # Zero everywhere orders nothing; nor is there an order where all pixels are right.
+    assert auroc(0 * knows) is auroc(-0.0 * knows) is None
+    assert auroc(knows, query.mask.astype(np.float32)) is None
 
 
 def test_interval_holds_the_estimate_and_shrinks_with_episodes():
@@ -370,35 +393,34 @@ def test_interval_holds_the_estimate_and_shrinks_with_episodes():
 
 
 def test_interval_of_equal_episodes_has_no_width():
-    prob, maps, episode = _batch(11, b=1)
-    repeated = _state([(prob, maps, episode)] * 5)
+    repeated = _state([_batch(11, b=1)] * 5)
     low, high = metrics.bootstrap_interval(repeated, seed=0, resamples=50)
     assert low == high == pytest.approx(metrics.compute(repeated).miou)
 
 
 def test_episode_ious_and_empty_masks():
-    prob, maps, episode = _batch(12, b=3, n=2, ignored=0.0)
-    mask = np.zeros_like(episode.query_mask)
+    prediction, query, class_id = _batch(12, b=3, n=2, ignored=0.0)
+    mask = np.zeros_like(query.mask)
     mask[0, :, :5] = 1  # one episode with two masks, one with one, one with none
     mask[1, 1, 2:4] = 1
-    prob = np.zeros_like(prob)
+    prob = np.zeros_like(prediction.probability)
     prob[0, 0, :5], prob[1, 1, 2:3] = 0.9, 0.9
-    state = _state([(prob, maps, episode._replace(query_mask=mask))])
+    found = prediction._replace(probability=prob)
+    state = _state([(found, query._replace(mask=mask), class_id)])
     np.testing.assert_allclose(metrics.episode_ious(state), [50, 50, np.nan])
 
 
 def test_refusals_name_the_value():
-    prob, maps, episode = _batch(13)
-    state = _state([(prob, maps, episode)])
+    prediction, query, class_id = _batch(13)
+    state = _state([(prediction, query, class_id)])
     with pytest.raises(DiffUpError, match="episode 0 was scored twice"):
         metrics.merge(state, state)
     with pytest.raises(DiffUpError, match="one fold"):
         metrics.merge(state, metrics.zero((1, 2)))
     with pytest.raises(DiffUpError, match="another fold"):
-        _state([(prob, maps, episode)], classes=(99,))
+        _state([(prediction, query, class_id)], classes=(99,))
     with pytest.raises(DiffUpError, match="each once"):
         metrics.zero(())
-    broken = dict(maps, prior_variance=maps["prior_variance"].copy())
-    broken["prior_variance"][2, 0, 0, 0] = np.nan
+    prediction.maps["spread"][2, 0, 0, 0] = np.nan
     with pytest.raises(DiffUpError, match="episode 2 holds a NaN"):
-        _state([(prob, broken, episode)])
+        _state([(prediction, query, class_id)])

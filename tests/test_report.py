@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-from diffup_jax import evaluation, metrics, report
-from tests.evaluations import NAMES, SETTING, batches_of, evaluated, some_episodes
-
-KEYS = [
-    *("dataset", "fold", "protocol", "image_size", "backbone", "weights_digest"),
-    *("cue", "convention", "shots", "ways", "episodes", "episodes_sha", "seed"),
-    "method",
-    *("steps", "samples", "threshold"),
-    *("miou", "miou_ci95", "fb_iou", "prior_miou", "prior_threshold", "per_class"),
-]
+from diffup_jax import report
+from diffup_jax.types import Prediction
+from tests.evaluations import NAMES, SETTING, evaluated, reads_red, some_episodes
 
 
 def test_results_file(tmp_path):
     result = evaluated(some_episodes(7), 3)
     row = report.row(result, SETTING, names=NAMES)
-    assert list(row)[: len(KEYS)] == KEYS
     assert tuple(row) == report.ROW_KEYS
     path = tmp_path / "deep" / "results.json"
     report.write_results(path, [row])
@@ -37,7 +28,9 @@ def test_results_file(tmp_path):
     assert [each["name"] for each in row["per_class"]] == list(NAMES.values())
     assert row["absent_classes"] == ["[bold]owl"]
     # The error is where the spread, a multiple of the uncertainty, says it is.
-    assert row["auroc_spread"] == pytest.approx(row["auroc_uncertainty"], abs=0.02)
+    assert list(row["auroc"]) == ["prior_variance", "spread", "uncertainty"]
+    found = row["auroc"]
+    assert found["spread"] == pytest.approx(found["uncertainty"], abs=0.02)
     table = row["reliability"]
     gaps = [b["share"] * abs(b["confidence"] - b["frequency"]) for b in table]
     assert row["ece"] == pytest.approx(sum(gaps))
@@ -50,24 +43,14 @@ def test_results_file(tmp_path):
 
 
 def test_what_does_not_exist_is_null_and_a_dash(capsys):
-    """A method without samples, and bins of p without a pixel."""
+    """A map that orders nothing, and bins of p without a pixel."""
 
     def blank(keys, episode):
-        prob = jnp.zeros_like(episode.query_mask)
-        return prob, dict.fromkeys(metrics.MAPS, prob)
+        zero = jnp.zeros(episode.query.mask.shape)
+        return Prediction(zero, jnp.full(zero.shape[:2], 0.5), {"spread": zero})
 
-    result = evaluation.evaluate(
-        blank,
-        jax.random.key(0),
-        batches_of(some_episodes(4), 2),
-        classes=(0, 4, 8),
-        episodes=4,
-        frame="square",
-        seed=0,
-        resamples=10,
-    )
-    row = report.row(result, SETTING, names=NAMES)
-    assert row["auroc_spread"] is row["ece_foreground"] is None
+    row = report.row(evaluated(some_episodes(4), 2, ask=blank), SETTING, names=NAMES)
+    assert row["auroc"] == {"spread": None} and row["ece_foreground"] is None
     first, *others = row["reliability"]
     assert first["share"] == 1 and first["frequency"] == row["ece"] > 0
     assert others == [{"confidence": None, "frequency": None, "share": 0.0}] * 15
@@ -75,6 +58,38 @@ def test_what_does_not_exist_is_null_and_a_dash(capsys):
     report.print_table([row])
     shown = capsys.readouterr().out
     assert f"{row['ece']:.3f}" in shown and shown.split().count("-") >= 2
+
+
+def test_a_method_without_a_prior_and_without_maps_is_reported(capsys):
+    def bare(keys, episode):
+        return reads_red(keys, episode)._replace(maps={})
+
+    def telling(keys, episode):
+        found = reads_red(keys, episode)
+        return found._replace(maps={"own_doubt": found.maps["uncertainty"]})
+
+    episodes = some_episodes(7)
+    none, one, whole = (
+        report.row(evaluated(episodes, 3, ask=ask), SETTING, names=NAMES)
+        for ask in (bare, telling, reads_red)
+    )
+    assert tuple(none) == tuple(one) == report.ROW_KEYS
+    assert none["prior_miou"] is none["prior_threshold"] is None
+    assert none["auroc"] == {} and none["miou"] == whole["miou"]
+    assert one["auroc"] == {"own_doubt": whole["auroc"]["uncertainty"]}
+    json.dumps([none, one], allow_nan=False)
+
+    def headings(*rows):
+        report.print_table(rows)
+        return capsys.readouterr().out
+
+    shown = headings(none)
+    assert "mIoU" in shown and "prior" not in shown and "None" not in shown
+    assert "own doubt" in headings(one)
+    bodiless = {**none, "backbone": "", "weights_digest": ""}
+    assert "1-way; method diffup" in " ".join(headings(bodiless).split())
+    # Beside rows that have one, what is missing is a dash.
+    assert "prior" in headings(none, whole) and " - " in headings(none, whole)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -101,39 +116,20 @@ def test_table_shows_every_row_and_its_setting(capsys, monkeypatch, columns):
     words = " ".join(shown.split())
     for fact in ("coco fold 0", "coco fold 2", "hsnet", "384 px", "resnet50"):
         assert fact in words
-    for fact in ("0123456789abcdef", "step 100", "4 steps", "seed 0", "[bold]owl"):
+    for fact in ("0123456789abcdef", "step 100", "cut at 1/2", "seed 0", "[bold]owl"):
         assert fact in words
     assert "cues: skeleton scribble" in words
     assert shown.count("aeb00fa3d011d93e") == 3
     assert words.count("protocol") == 2  # one table per setting
     low, high = rows[0]["miou_ci95"]
     assert shown.count(f"{rows[0]['miou']:.1f} ({low:.1f}-{high:.1f})") == 3
-    names = ("auroc_variance", "auroc_spread", "auroc_uncertainty")
     sure = [f"{rows[0][name]:.3f}" for name in ("ece", "ece_foreground")]
-    sure += [f"{rows[0][name]:.2f}" for name in names]
+    sure += [f"{value:.2f}" for value in rows[0]["auroc"].values()]
     assert words.count(" ".join(sure)) == 3
     assert "…" not in shown
 
 
-@pytest.mark.parametrize(
-    ("method", "steps", "samples", "threshold", "words"),
-    [
-        ("prior", 0, 0, "otsu", "prior, cut by Otsu's criterion"),
-        ("one forward", 1, 1, "half", "one forward, cut at 1/2"),
-        ("one forward", 1, 4, "half", "one forward, 4 samples, cut at 1/2"),
-        ("diffusion", 1, 1, "half", "diffusion, 1 step, cut at 1/2"),
-        (
-            "diffusion",
-            2,
-            4,
-            "iou",
-            "diffusion, 2 steps, 4 samples, cut for the greatest expected IoU",
-        ),
-    ],
-)
-def test_a_report_says_how_its_masks_were_made(
-    method, steps, samples, threshold, words
-):
-    facts = {"method": method, "steps": steps, "samples": samples}
-    facts["threshold"] = threshold
-    assert report.sampler(facts) == words
+def test_a_report_says_how_its_masks_were_made():
+    facts = {"method": "own", "settings": "4 steps, cut at 1/2"}
+    assert report.method(facts) == "method own (4 steps, cut at 1/2)"
+    assert report.method({**facts, "settings": ""}) == "method own"

@@ -12,8 +12,14 @@ import pytest
 from jax.sharding import Mesh
 from PIL import Image
 
-from diffup_jax import checkpoint, evaluation_data, scoring, training
-from diffup_jax import settings as setup
+from diffup_jax import (
+    checkpoint,
+    evaluation_data,
+    in_turn,
+    scoring,
+    training,
+)
+from diffup_jax import config as configs
 from diffup_jax.data import lists, protocols
 from diffup_jax.report import ROW_KEYS
 from diffup_jax.types import DiffUpError
@@ -34,8 +40,8 @@ def config(root):
 def work(root, tmp_path_factory):
     """A checkpoint as training writes it, of an average away from its start."""
     work = tmp_path_factory.mktemp("work") / "run"
-    settings = setup.from_config(runs.get_config(str(root)))
-    method = setup.make_method(settings, setup.make_backbone(settings))
+    settings = configs.from_config(runs.get_config(str(root)))
+    method, backbone = in_turn.open_method(settings)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = training.optimiser(settings.train)
     state, _ = training.init_state(method, tx, settings, mesh)
@@ -50,7 +56,7 @@ def work(root, tmp_path_factory):
         7,
         state=state._replace(average=moved),
         position={"next": 7},
-        config=setup.plain(settings),
+        run=configs.run_facts(settings, {"backbone": backbone.digest}),
     )
     writer.wait_until_finished()
     writer.close()
@@ -68,8 +74,8 @@ def test_results_lists_and_gallery(config, work, tmp_path, capsys):
     for row in rows:
         assert row["episodes"] == 6 and row["weights"] == "run step 7"
         assert row["weights_digest"].startswith("random ")
-        assert (row["method"], row["steps"], row["samples"]) == ("diffusion", 2, 1)
-        assert row["threshold"] == "half"
+        assert row["method"] == "diffup"
+        assert row["settings"] == "diffusion, 2 steps, 1 samples, cut at 1/2"
         assert [item["class_id"] for item in row["per_class"]] == [0, 4]
     (path,) = (output.parent / "episodes").iterdir()
     draws, meta = lists.read_draws(path)
@@ -174,7 +180,7 @@ def test_the_padded_frame_on_pictures_that_are_large_enough(config, tmp_path, ro
 def test_damaged_episodes_are_left_out_only_when_asked(config, tmp_path, capsys):
     root = datasets.write_label_maps(tmp_path / "data", train=40)
     config.data.root = str(root)
-    settings = setup.from_config(config)
+    settings = configs.from_config(config)
     test = evaluation_data.open_test(settings, shots=1)
     (path,) = (root / "images").glob(f"{test.draws[0].query}.*")
     path.write_bytes(path.read_bytes()[:150])
@@ -197,13 +203,13 @@ def test_a_number_does_not_depend_on_the_batch_size(config, work, tmp_path):
         rows += scoring.score_run(config, workdir=str(work), output=str(output))
     one, other = rows
     # Programs of two batch sizes round differently: a pixel at 0.5 may change sides.
-    for name in ("miou", "fb_iou", "prior_miou", "auroc_uncertainty"):
+    for name in ("miou", "fb_iou", "prior_miou"):
         assert one[name] == pytest.approx(other[name], abs=0.05), name
+    assert one["auroc"] == pytest.approx(other["auroc"], abs=0.05)
     for name in ("ece", "ece_foreground"):
         assert one[name] == pytest.approx(other[name], abs=1e-3), name
     exact = set(ROW_KEYS) - {"miou", "miou_ci95", "fb_iou", "prior_miou", "per_class"}
-    exact -= {"auroc_variance", "auroc_uncertainty", "ece", "ece_foreground"}
-    exact -= {"reliability"}
+    exact -= {"auroc", "ece", "ece_foreground", "reliability"}
     assert {name: one[name] for name in exact} == {name: other[name] for name in exact}
 
 
@@ -220,10 +226,11 @@ def test_the_training_free_method_needs_no_run(config, tmp_path):
     config.method = "prior"
     output = str(tmp_path / "results.json")
     (row,) = scoring.score_run(config, workdir=None, output=output)
-    assert row["weights"] == "none (training-free)" and row["steps"] == 0
-    assert row["method"] == "prior"
+    assert row["weights"] == "none (training-free)" and row["method"] == "prior"
+    assert row["settings"] == "cut by Otsu's criterion"
     assert row["prior_miou"] > 0
-    assert row["auroc_spread"] is None and 0 < row["auroc_uncertainty"] < 1
+    assert set(row["auroc"]) == {"prior_variance", "uncertainty"}
+    assert 0 < row["auroc"]["uncertainty"] < 1
     assert not (tmp_path / "gallery.html").exists()
 
 
@@ -235,12 +242,13 @@ def test_what_cannot_be_scored_is_told(config, root, work, tmp_path):
             scoring.score_run(config, workdir=workdir, output=output)
 
     refused("no checkpoint in .*nowhere.*--config.method=prior", workdir="nowhere")
-    refused("no checkpoint in None", workdir=None)
-    config.decoder.size = "B"
-    config.process.signal_scale = 2.0
+    for none in (None, ""):
+        refused("'diffup' is scored as it was trained: .*--workdir", workdir=none)
+    config.diffup.decoder.size = "B"
+    config.diffup.process.signal_scale = 2.0
     refused(
-        r"trained with another config:\s+config.decoder.size: was 'S', now 'B'\s+"
-        r"config.process.signal_scale: was 1.0, now 2.0"
+        r"another config:\s+config.diffup.decoder.size: was 'S', now 'B'\s+"
+        r"config.diffup.process.signal_scale: was 1.0, now 2.0"
     )
     config = runs.get_config(str(root))
     config.data.fold = 1  # among the base classes of the training
@@ -263,22 +271,23 @@ def test_novel_classes_a_run_has_seen_are_refused(
 ):
     """Where another data set, or another number of shots, changes what is novel."""
     config.data.source, config.data.root = trained, "same"
-    saved = setup.plain(setup.from_config(config))
+    saved = configs.run_facts(configs.from_config(config), {})
     config.data.source, config.data.root = source, "other"
     config.eval.shots = (5,)
     config.data.update(change)
     with pytest.raises(DiffUpError, match=re.escape(words)):
-        scoring._check_fits(setup.from_config(config), saved, "run")
+        scoring._check_fits(configs.from_config(config), saved, "run")
     config.data.fold, config.eval.shots = 0, (1,)
-    scoring._check_fits(setup.from_config(config), saved, "run")
+    scoring._check_fits(configs.from_config(config), saved, "run")
 
 
 def test_a_checkpoint_of_another_width_is_told(config, work, tmp_path, monkeypatch):
     """Even if the config in it were right."""
     monkeypatch.setattr(scoring, "_check_fits", lambda *arguments: None)
-    config.decoder.size = "B"
+    config.diffup.decoder.size = "B"
     with pytest.raises(DiffUpError, match="another model") as caught:
         scoring.score_run(
             config, workdir=str(work), output=str(tmp_path / "results.json")
         )
-    assert "saved (3, 3, " in str(caught.value) and "decoder.size" in str(caught.value)
+    assert re.search(r"saved \(.*\), expected \(", str(caught.value))
+    assert "the size of its network above all" in str(caught.value)

@@ -1,17 +1,17 @@
 """Corrective clicks: mIoU of a trained run after 0, 1, 2, ... simulated strokes.
 
-    python -m tests.bench.correction --config configs/garments.py:0 \
+    python -m experiments.correction --config configs/garments.py:0 \
         --workdir runs/garments_f0 [--clicks 3] [--episodes 400] [--on novel|base]
 
 Instead of the folder of a run, --decoder FILE.npz takes a decoder that
-tests.bench.ablation trained, and --set KEY=VALUE the settings it was trained with.
+experiments.ablation trained, and --set KEY=VALUE the settings it was trained with.
 
 1-shot mask episodes, one way, scored at the network's size. After every prediction the
 simulated user clicks once: on the largest connected component of the error, at the
 point of it that is furthest from its border, with a disc of 5 px (at 384) that stays
 inside the component: foreground where the mask was missed, background where it was
-false. All strokes so far and the present mask go back into `predict_prepared`; priors
-are made once per episode. Without diffusion, and with --fresh, the mask does not go
+false. All strokes so far and the present mask go back into `answer`; what is observed
+of the query is made once. Without diffusion, and with --fresh, the mask does not go
 back: each answer is made anew from the corrected prior.
 
 "painted" is the naive peer: the same discs set in the first prediction, no model asked.
@@ -36,11 +36,11 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from diffup_jax import evaluation_data, metrics, scoring
-from diffup_jax import settings as setup
+from diffup_jax import config as configs
+from diffup_jax import evaluation_data, in_turn, metrics, scoring
 from diffup_jax.data import episodes, lists, pipeline, protocols, rasters, sources
-from diffup_jax.methods.prior.correction import Strokes
-from tests.bench import trials
+from diffup_jax.types import Strokes
+from experiments import decoders, overrides
 
 _RADIUS = 5 / 384  # of a click, in image sides
 _RESAMPLES = 1000
@@ -90,7 +90,7 @@ def novel_cases(settings) -> Cases:
 
 def base_cases(settings) -> Cases:
     """As many episodes of base classes on the images that training held out."""
-    source = setup.open_split(settings, "train", shots=1)
+    source = sources.open_split(settings.data, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     _, held_out = sources.hold_out(source, settings.data.val_fraction)
     usable = [c for c in base if len(held_out.image_ids(c)) >= 2]
@@ -102,12 +102,11 @@ def base_cases(settings) -> Cases:
 
 def load(settings, options):
     """The method and its parameters, of a run or of an ablation."""
-    backbone = setup.make_backbone(settings)
-    method = setup.make_method(settings, backbone)
+    method, backbone = in_turn.open_method(settings)
     if options.workdir:
         params, name = scoring.load(settings, method, backbone, options.workdir)
     else:
-        found = trials.trained(settings, (), file=options.decoder)
+        found = decoders.trained(settings, (), file=options.decoder)
         params, name = {"backbone": backbone.params, **found}, options.decoder.stem
     print(f"decoder {name}, backbone {backbone.name} {backbone.digest}", flush=True)
     return method, params
@@ -115,12 +114,12 @@ def load(settings, options):
 
 def score(settings, method, params, cases: Cases, *, clicks: int, fresh: bool):
     """States after 0..clicks clicks, those of the painted peer, seconds per answer."""
-    size = (settings.data.image_size,) * 2
-    prepare = jax.jit(method.prepare)
-    first = jax.jit(lambda *a: method.predict_prepared(*a, size))
-    again = jax.jit(
-        lambda *a, strokes: method.predict_prepared(*a, size, query_strokes=strokes)
+    observe = jax.jit(
+        lambda params, episode: method.observe(
+            params, episode.query, method.encode(params, episode.support)
+        )
     )
+    answer = jax.jit(method.answer)
     answers = [metrics.zero(cases.classes) for _ in range(clicks + 1)]
     painted = list(answers)
     key = jax.random.key(settings.eval.seed)
@@ -130,13 +129,12 @@ def score(settings, method, params, cases: Cases, *, clicks: int, fresh: bool):
         cases.draws,
         numbers=range(len(cases.draws)),
         cue="mask",
-        conventions=setup.conventions(settings),
         protocol=protocols.get(settings.eval.protocol),
-        image_size=settings.data.image_size,
+        data=settings.data,
         batch_size=settings.eval.batch_size,
         seed=settings.eval.seed,
+        texts=None,
         workers=0,
-        on_error=settings.data.on_error,
     )
     with contextlib.closing(batches):
         for batch in batches:
@@ -144,42 +142,42 @@ def score(settings, method, params, cases: Cases, *, clicks: int, fresh: bool):
             if not count:
                 continue
             episode = jax.device_put(batch.episode)
-            places = np.resize(batch.places.astype(np.uint32), len(episode.query))
+            places = np.resize(batch.places.astype(np.uint32), len(batch.class_ids))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-            prepared = prepare(params, episode)
-            prob, maps = first(params, keys, prepared)
+            observed = observe(params, episode)
+            found = first = answer(params, keys, observed, None)
 
-            def add(state, prob, maps, batch=batch, episode=episode, count=count):
+            def add(state, found, batch=batch, episode=episode, count=count):
                 return metrics.update(
                     state,
-                    metrics.score(prob, maps, episode),
+                    metrics.score(found, episode.query),
                     numbers=batch.places.tolist(),
-                    class_id=np.asarray(episode.class_id)[:count],
+                    class_id=batch.class_ids[:count],
                 )
 
-            start, said = (prob, maps), np.zeros((2, *prob.shape), bool)
-            answers[0] = add(answers[0], prob, maps)
+            said = np.zeros((2, *found.probability.shape), bool)
+            answers[0] = add(answers[0], found)
             for number in range(1, clicks + 1):
-                _point(said, prob, maps, batch, count)
+                _point(said, found, batch, count)
                 began = time.monotonic()
-                strokes = Strokes(*map(jnp.asarray, said), None if fresh else prob)
-                prob, maps = again(params, keys, prepared, strokes=strokes)
-                prob.block_until_ready()
+                mask = None if fresh else found.probability
+                strokes = Strokes(*map(jnp.asarray, said), mask)
+                found = jax.block_until_ready(answer(params, keys, observed, strokes))
                 seconds.append((time.monotonic() - began) / len(places))
-                answers[number] = add(answers[number], prob, maps)
-                naive = jnp.where(said[0], 1.0, jnp.where(said[1], 0.0, start[0]))
-                painted[number] = add(painted[number], naive, start[1])
+                answers[number] = add(answers[number], found)
+                naive = jnp.where(said[1], 0.0, first.probability)
+                naive = first._replace(probability=jnp.where(said[0], 1.0, naive))
+                painted[number] = add(painted[number], naive)
     painted[0] = answers[0]
     return answers, painted, float(np.median(seconds)) if seconds else 0.0
 
 
-def _point(said, prob, maps, batch, count: int) -> None:
+def _point(said, found, batch, count: int) -> None:
     """Adds one click per episode to the strokes said [2 b 1 h w], in place."""
-    episode = batch.episode
-    shown = map(metrics.predicted, np.asarray(prob), np.asarray(maps["threshold"]))
+    query = batch.episode.query
+    shown = map(metrics.predicted, *(np.asarray(part) for part in found[:2]))
     for row, masks in zip(range(count), shown, strict=False):
-        truth = np.asarray(episode.query_mask[row, 0]) > 0.5
-        valid = np.asarray(episode.query_valid[row])
+        truth, valid = query.mask[row, 0], query.valid[row]
         made = click(masks[0], truth, valid)
         if made is not None:
             said[0 if made.foreground else 1, row, 0] |= made.disc
@@ -200,13 +198,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.decoder and not options.decoder.is_file():
         parser.error(f"--decoder: there is no file {str(options.decoder)!r}")
-    config = trials.config_of(options.config, trials.changes_of(options.set))
+    config = overrides.config_of(options.config, overrides.changes_of(options.set))
     config.eval.episodes = options.episodes
     config.eval.shots = (1,)
     config.eval.ways = 1
-    settings = setup.from_config(config)
-    if options.fresh and not settings.process.diffusion:
-        parser.error("--fresh: without process.diffusion every answer is made anew")
+    settings = configs.from_config(config)
+    own = getattr(settings, "diffup", None)
+    if options.fresh and not (own and own.process.diffusion):
+        parser.error("--fresh: without diffusion every answer is made anew")
     cases = {"novel": novel_cases, "base": base_cases}[options.on](settings)
     sha = lists.draws_sha(cases.draws)
     device = jax.devices()[0].device_kind
@@ -229,7 +228,7 @@ def main() -> None:
             )
             told.append(f"{metrics.compute(state).miou:5.1f} ({low:.1f}-{high:.1f})")
         print(f"{number:6d}  {told[0]:22s} {told[1]}")
-    print(f"{seconds:.3f} s per corrected answer, priors kept (median)")
+    print(f"{seconds:.3f} s per corrected answer of an observed query (median)")
 
 
 if __name__ == "__main__":

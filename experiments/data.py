@@ -1,7 +1,7 @@
 """How fast episodes are made, and what the index of full-size COCO costs.
 
-    python -m tests.bench.data throughput    [--repeats 3] [--batches 24]
-    python -m tests.bench.data index         [--repeats 3]
+    python -m experiments.data throughput    [--repeats 3] [--batches 24]
+    python -m experiments.data index         [--repeats 3]
 
 throughput: episodes of 384 x 384 pixels, 1- and 5-shot, from loose COCO files, from
 ArrayRecord shards and from the loop that people write in PyTorch with PIL and
@@ -43,7 +43,7 @@ import numpy as np
 from PIL import Image
 
 from diffup_jax.data import episodes, pipeline, protocols
-from diffup_jax.data.cues import Conventions
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.sources import open_source
 
 SIZE = 384
@@ -153,13 +153,12 @@ def _ours(source, draws: Sequence, workers: int) -> tuple[float, float]:
         draws,
         numbers=range(len(draws)),
         cue="mask",
-        conventions=Conventions(box="tight", scribble="stroke", points=20),
         protocol=protocols.get("hsnet"),
-        image_size=SIZE,
+        data=DataSettings(image_size=SIZE),
         batch_size=BATCH,
         seed=0,
+        texts=None,
         workers=workers,
-        on_error="stop",
     )
     for _ in range(workers):
         next(batches)
@@ -237,7 +236,7 @@ def _both(loop: Callable[[bool], tuple[float, float]]) -> tuple[float, float]:
 def _images(folder: Path) -> tuple[Path, str]:
     """(root, split) of COCO files whose folder can be written to."""
     named = os.environ.get("DIFFUP_REALDATA")
-    beside = Path(__file__).resolve().parents[3] / "shared" / "realdata"
+    beside = Path(__file__).resolve().parents[2] / "shared" / "realdata"
     real = (Path(named) if named else beside) / "coco"
     if not real.is_dir():
         from data_prep.make_scenes import make_scenes
@@ -359,7 +358,7 @@ def _open(root: str, overlap: str) -> tuple:
     sent = pickle.dumps(source)
     # A pool's process may have no children of its own: a worker by hand.
     code = (
-        "import pickle, sys; from tests.bench.data import _memory_of_worker; "
+        "import pickle, sys; from experiments.data import _memory_of_worker; "
         "print(*_memory_of_worker(pickle.load(sys.stdin.buffer)))"
     )
     done = subprocess.run(
@@ -386,7 +385,7 @@ def _memory_of_worker(source) -> tuple[float, float]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.data")
+    parser = argparse.ArgumentParser(prog="python -m experiments.data")
     parser.add_argument("part", choices=["throughput", "index"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, default=24)

@@ -1,6 +1,6 @@
 """What streaming costs and saves: time and memory of BAFT's attention and priors.
 
-    python -m tests.bench.baft [--sides 48,96] [--shots 1,5,20] [--channels 256]
+    python -m experiments.baft [--sides 48,96] [--shots 1,5,20] [--channels 256]
                                [--repeats 2] [--most 4096] [--prior-shots 5,20,50]
 
 attention: assembly and self-propagation of one query by k supports (k + 1 passes over
@@ -9,8 +9,8 @@ own count of temporary bytes of the compiled program. Both are timed in turn wit
 run. What would need more than `--most` megabytes is compiled (the memory is exact) but
 not run.
 
-priors: `baft.make_priors` whole, reliability included, with the maps of all shots held
-and pooled: memory for every number of `--prior-shots`, compiled and not run.
+priors: `baft.remember` and `baft.make_priors` whole, reliability included: memory for
+every number of `--prior-shots`, compiled and not run.
 
 Numbers depend on the machine: read the ratios. Run it when nothing else runs.
 """
@@ -18,13 +18,13 @@ Numbers depend on the machine: read the ratios. Run it when nothing else runs.
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 
 import jax
 import jax.numpy as jnp
 
-from diffup_jax import attention, baft, images, uapf
+from diffup_jax import attention, images
+from diffup_jax.methods.prior import baft
 
 TEMPERATURE = 0.05
 MEGABYTE = 1 << 20
@@ -79,37 +79,31 @@ def compare(side: int, shots: int, channels: int, repeats: int, most: int) -> No
 
 
 def priors(side: int, shots: int, channels: int) -> None:
-    """Prints the temporary memory of all priors of one episode, features apart.
-
-    Of shots held and pooled; and the size of the features, which are inputs.
+    """Prints the temporary memory of all priors of one episode, and the size of the
+    features, which are inputs.
     """
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
-    pixels = 4 * side
 
-    def made(query, support, fg, bg, pool):
+    def made(query, support, fg, bg):
+        valid = jnp.ones(fg.shape[:3], bool)
+        memory = baft.remember(
+            (support,), fg=fg, bg=bg, valid=valid, temperature=TEMPERATURE
+        )
         return baft.make_priors(
             (query,),
-            (support,),
-            cue_fg=fg,
-            cue_bg=bg,
-            shot_valid=jnp.ones(fg.shape[:3], bool),
+            memory,
             text=None,
             text_valid=jnp.zeros(fg.shape[:2], bool),
             temperature=TEMPERATURE,
             grid=(side, side),
-            pool=pool,
         )
 
     features = shape(1, 1, shots, side, side, channels)
-    cue = shape(1, 1, shots, pixels, pixels)
+    cue = shape(1, 1, shots, 4 * side, 4 * side)
     args = (shape(1, side, side, channels), features, cue, cue)
-    weights = functools.partial(uapf.fusion_weights, temperature=0.1)
-    held, pooled = (
-        _temporary(jax.jit(functools.partial(made, pool=pool)).lower(*args).compile())
-        for pool in (None, weights)
-    )
+    used = _temporary(jax.jit(made).lower(*args).compile())
     size = 4 * shots * side * side * channels / MEGABYTE
-    print(f"{side:4}^2 {shots:5} | {held:9.1f} {pooled:9.1f} {size:9.1f}", flush=True)
+    print(f"{side:4}^2 {shots:5} | {used:9.1f} {size:9.1f}", flush=True)
 
 
 def main() -> None:
@@ -131,7 +125,7 @@ def main() -> None:
     for side in sides:
         for k in shots:
             compare(side, k, options.channels, options.repeats, options.most)
-    print("priors        | MB: held    pooled  features of the shots")
+    print("priors        | MB: used  features of the shots")
     for side in sides:
         for k in prior_shots:
             priors(side, k, options.channels)

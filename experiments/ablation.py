@@ -1,6 +1,6 @@
 """Which part earns its place: one table of decoders that differ by a part.
 
-    python -m tests.bench.ablation --config configs/garments.py --on novel \
+    python -m experiments.ablation --config configs/garments.py --on novel \
         --folds 0,1 --seeds 0,1 --out runs/ablation [--rows "one forward;full"] \
         [--episodes 400] [--kept 6000] [--set train.steps=1000] [--score KEY=VALUE]
 
@@ -9,7 +9,7 @@ settings) a decoder per fold and seed, scores 1-shot masks of the clean protocol
 prints mIoU of the mean over folds and seeds, its 95 % interval over episodes, and the
 difference to the first row with the interval of paired episodes. `--on base` is for
 choosing: classes left out of the training, on held-out training images; `--on seen`
-scores the decoders of `--on novel` on the classes that trained them (places.py).
+scores the decoders of `--on novel` on the classes that trained them (splits.py).
 The training-free prior at its best threshold is the first line. --swap NAME=WEIGHTS
 scores every decoder over another backbone, without training; --set changes training and
 scoring (JSON values: --set 'train.also_over={"NAME": {"weights": "FILE", "levels": [],
@@ -24,33 +24,39 @@ scores, so tables can be made again without the data.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 
-from diffup_jax import settings as setup
-from diffup_jax.methods import REVISION
-from tests.bench import places, trials
+from diffup_jax import config as configs
+from diffup_jax import in_turn, methods, sections, training_data
+from diffup_jax.files import write_whole
+from diffup_jax.sections import Role
+from experiments import decoders, overrides, splits
 
 # The paper's: a mask drawn from noise. Further steps and samples are rows below.
-_FULL = {"process.diffusion": True, "sampler.steps": 2, "sampler.samples": 4}
+_FULL = {
+    "diffup.process.diffusion": True,
+    "diffup.sampler.steps": 2,
+    "diffup.sampler.samples": 4,
+}
 # Diffusion as usual, then one cure after the other: a row has all of those above it.
 _PLAIN = {
-    "process.diffusion": True,
-    "losses.first_step": 0.0,
-    "losses.time_bias": 1.0,
-    "losses.from_own": 0.0,
-    "losses.from_prior": 0.0,
-    "losses.self_conditioning": 0.0,
-    "decoder.dqm": False,
-    "sampler.steps": 4,
-    "sampler.samples": 1,
-    "sampler.eta": 0.0,
+    "diffup.process.diffusion": True,
+    "diffup.losses.first_step": 0.0,
+    "diffup.losses.time_bias": 1.0,
+    "diffup.losses.from_own": 0.0,
+    "diffup.losses.from_prior": 0.0,
+    "diffup.losses.self_conditioning": 0.0,
+    "diffup.decoder.dqm": False,
+    "diffup.sampler.steps": 4,
+    "diffup.sampler.samples": 1,
+    "diffup.sampler.eta": 0.0,
 }
 
 
@@ -59,93 +65,92 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in names}
 
 
-_BIASED = _without(_PLAIN, "losses.time_bias")
-_STATES = _without(_BIASED, "losses.from_own", "losses.from_prior")
-_FRESH = {**_STATES, "sampler.eta": 1.0}
-_STARTED = _without(_FRESH, "losses.first_step")
+_BIASED = _without(_PLAIN, "diffup.losses.time_bias")
+_STATES = _without(_BIASED, "diffup.losses.from_own", "diffup.losses.from_prior")
+_FRESH = {**_STATES, "diffup.sampler.eta": 1.0}
+_STARTED = _without(_FRESH, "diffup.losses.first_step")
 
 # What both models have, and a row takes from one.
 _PARTS: dict[str, dict[str, Any]] = {
-    "without SCM": {"decoder.scm": False},
-    "without affinity": {"decoder.affinity": False},
-    "without layout": {"decoder.layout": False},
-    "without the image": {"decoder.query_rgb": False},
+    "without SCM": {"diffup.decoder.scm": False},
+    "without the image": {"diffup.decoder.query_rgb": False},
     "all priors weigh the same": {"prior.fusion_temperature": 1e6},
-    "cut at 1/2": {"sampler.threshold": "half"},
-    "decoder B": {"decoder.size": "B"},
-    "decoder L": {"decoder.size": "L"},
+    "cut at 1/2": {"diffup.sampler.threshold": "half"},
+    "decoder B": {"diffup.decoder.size": "B"},
+    "decoder L": {"diffup.decoder.size": "L"},
 }
-_DROPPED = {"sampler.samples": 4, "sampler.prior_dropout": 0.2}
 
-# Name -> settings that differ from the config. Rows that differ in `sampler` only share
+# Name -> settings that differ from the config. Rows that differ in `diffup.sampler` only share
 # a decoder.
 ROWS: dict[str, dict[str, Any]] = {
     "one forward": {},
-    "one forward, 4 samples, each of a part of the priors": _DROPPED,
     **{f"one forward, {name}": part for name, part in _PARTS.items()},
     "plain diffusion, 4 steps": _PLAIN,
-    "plain diffusion, 1 step": {**_PLAIN, "sampler.steps": 1},
+    "plain diffusion, 1 step": {**_PLAIN, "diffup.sampler.steps": 1},
     "+ t biased to noise": _BIASED,
     "+ x_t from own answer and prior": _STATES,
     "+ eta = 1": _FRESH,
     "+ the first step trained too": _STARTED,
-    "+ self-conditioning": _without(_STARTED, "losses.self_conditioning"),
+    "+ self-conditioning": _without(_STARTED, "diffup.losses.self_conditioning"),
     "full": _FULL,
-    "full, 1 step, 1 sample": {**_FULL, "sampler.steps": 1, "sampler.samples": 1},
-    "full, 2 steps, 1 sample": {**_FULL, "sampler.samples": 1},
-    "full, 4 steps, 1 sample": {**_FULL, "sampler.steps": 4, "sampler.samples": 1},
-    "full, 4 steps, 4 samples": {**_FULL, "sampler.steps": 4},
-    "full, 10 steps, 1 sample": {**_FULL, "sampler.steps": 10, "sampler.samples": 1},
-    "full, 4 samples, each of a part of the priors": {**_FULL, **_DROPPED},
-    "full, warm start": {**_FULL, "sampler.warm_start": True},
-    "full, the first step not trained": {**_FULL, "losses.first_step": 0.0},
-    "full, without DQM": {**_FULL, "decoder.dqm": False},
-    "full, without self-conditioning": {**_FULL, "losses.self_conditioning": 0.0},
-    "full, conditional forward": {**_FULL, "process.condition_strength": 1.0},
+    "full, 1 step, 1 sample": {
+        **_FULL,
+        "diffup.sampler.steps": 1,
+        "diffup.sampler.samples": 1,
+    },
+    "full, 2 steps, 1 sample": {**_FULL, "diffup.sampler.samples": 1},
+    "full, 4 steps, 1 sample": {
+        **_FULL,
+        "diffup.sampler.steps": 4,
+        "diffup.sampler.samples": 1,
+    },
+    "full, 4 steps, 4 samples": {**_FULL, "diffup.sampler.steps": 4},
+    "full, 10 steps, 1 sample": {
+        **_FULL,
+        "diffup.sampler.steps": 10,
+        "diffup.sampler.samples": 1,
+    },
+    "full, warm start": {**_FULL, "diffup.sampler.warm_start": True},
+    "full, the first step not trained": {**_FULL, "diffup.losses.first_step": 0.0},
+    "full, without DQM": {**_FULL, "diffup.decoder.dqm": False},
+    "full, without self-conditioning": {
+        **_FULL,
+        "diffup.losses.self_conditioning": 0.0,
+    },
+    "full, conditional forward": {**_FULL, "diffup.process.condition_strength": 1.0},
     **{f"full, {name}": {**_FULL, **part} for name, part in _PARTS.items()},
 }
 
 
 def result(options: argparse.Namespace, changes: dict[str, Any], fold: int, seed: int):
     """Scores of one decoder on one fold, from its JSON where there is one."""
-    settings = setup.from_config(
-        trials.config_of(options.config, changes, fold=fold, seed=seed)
-    )
-    facts = setup.plain(settings)
-    learnt = {name: facts[name] for name in ("decoder", "process", "losses", "prior")}
-    learnt |= {"train": facts["train"], "backbone": facts["backbone"]["name"]}
+    read = functools.partial(overrides.config_of, options.config, fold=fold, seed=seed)
+    settings = configs.from_config(read(changes))
+    asking = configs.from_config(read({**changes, **options.score}))
     trained = "novel" if options.on == "seen" else options.on
-    learnt |= {"fold": fold, "seed": seed, "on": trained, "kept": options.kept}
-    learnt["revision"] = REVISION
-    for later in ("also_over", "val_classes"):
-        # So a decoder has the name it had before there was such a setting.
-        if not learnt["train"][later]:
-            del learnt["train"][later]
-    data = {key: value for key, value in changes.items() if key.startswith("data.")}
-    if data:
-        learnt["data"] = data
-    asking = setup.from_config(
-        trials.config_of(
-            options.config, {**changes, **options.score}, fold=fold, seed=seed
-        )
-    )
-    facts = setup.plain(asking)
-    asked = {"sampler": facts["sampler"], "episodes": options.episodes}
-    asked |= {"cue": options.cue, "shots": options.shots, "swap": options.swap}
-    if options.score:
-        asked["score"] = options.score
-    if options.drawn:
-        asked["drawn"] = options.drawn
-    if options.on == "seen":
-        asked["on"] = options.on
-    name = f"{trained}-{fold}-{seed}-{trials.key_of(learnt)}"
-    file = options.out / f"{name}-{trials.key_of(asked)}.json"
+    learnt = {
+        **sections.fields_with(settings, Role.RUN),
+        # What a run's digest and its own folder vouch for.
+        "backbone.weights": settings.backbone.weights,
+        "data.root": settings.data.root,
+        "on": trained,
+        "kept": options.kept,
+        "version": methods.get(settings.method).version,
+    }
+    every = sections.flat(sections.plain(asking))
+    free = {key: every[key] for key in every.keys() - learnt.keys()}
+    asked = {
+        **{key: free[key] for key in sorted(free) if key.startswith("diffup.")},
+        **{name: getattr(options, name) for name in ("on", "cue", "shots", "drawn")},
+        **{name: getattr(options, name) for name in ("swap", "score", "episodes")},
+        "eval.seed": asking.eval.seed,
+    }
+    name = f"{trained}-{fold}-{seed}-{decoders.key_of(learnt)}"
+    file = options.out / f"{name}-{decoders.key_of(asked)}.json"
     if not file.exists():
         decoder = options.out / "decoders" / f"{name}.npz"
         found = _scored(options, asking, _decoder(options, settings, decoder))
-        aside = file.with_suffix(".aside")
-        aside.write_text(json.dumps({**found, "asked": asked, "learnt": learnt}))
-        os.replace(aside, file)
+        write_whole(file, json.dumps({**found, "asked": asked, "learnt": learnt}))
     return json.loads(file.read_text())
 
 
@@ -153,27 +158,29 @@ def _decoder(options, settings, file: Path) -> dict[str, Any]:
     """What `settings` train, read from `file` where they did before."""
     rows = ()
     if not file.exists():
-        place = places.open_place(settings, options.on, shots=1, count=options.episodes)
-        rows = trials.train_rows(
-            settings, place, count=options.kept, folder=options.out / "cache"
+        split = splits.open_split(settings, options.on, shots=1, count=options.episodes)
+        rows = decoders.train_rows(
+            settings, split, count=options.kept, folder=options.out / "cache"
         )
-    return trials.trained(settings, rows, file=file)
+    return decoders.trained(settings, rows, file=file)
 
 
 def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:
     """The decoder on the episodes that `asking` names."""
     shots = options.drawn or options.shots
-    place = places.open_place(asking, options.on, shots=shots, count=options.episodes)
-    place = places.first_shots(place, options.shots)
+    split = splits.open_split(asking, options.on, shots=shots, count=options.episodes)
+    split = splits.first_shots(split, options.shots)
     if options.swap:
         network, _, weights = options.swap.partition("=")
-        other = type(asking.backbone)(name=network, weights=weights)
-        asking = dataclasses.replace(asking, backbone=other)
-    method = setup.make_method(asking, setup.make_backbone(asking))
-    tested = trials.test_cache(
-        asking, place, method, cue=options.cue, folder=options.out / "cache"
+        other = configs.BackboneSettings(name=network, weights=weights)
+        asking = msgspec.structs.replace(asking, backbone=other)
+    method, backbone = in_turn.open_method(asking)
+    texts = training_data.class_texts(method, split.test, [options.cue])
+    turn = in_turn.Turn("", asking, backbone, method, texts)
+    tested = decoders.test_cache(
+        asking, split, turn, cue=options.cue, folder=options.out / "cache"
     )
-    found = trials.scored(asking, place, method, params, tested)
+    found = decoders.scored(asking, split, method, params, tested)
     scores = found.scores
     return {
         "miou": scores.miou,
@@ -181,15 +188,13 @@ def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:
         "prior": scores.prior_miou,
         "fb_iou": scores.fb_iou,
         "everything": scores.everything_foreground,
-        "auroc_variance": scores.auroc_variance,
-        "auroc_uncertainty": scores.auroc_uncertainty,
-        "auroc_spread": scores.auroc_spread,
+        "auroc": scores.auroc,
         "ece": scores.ece,
         "ece_foreground": scores.ece_foreground,
-        "sha": place.sha,
+        "sha": split.sha,
         "classes": {
-            place.test.class_names[c]: float(iou)
-            for c, iou in zip(place.scored, scores.per_class, strict=True)
+            split.test.class_names[c]: float(iou)
+            for c, iou in zip(split.scored, scores.per_class, strict=True)
         },
         "rows": {
             "class": found.state.class_id.tolist(),
@@ -273,7 +278,7 @@ def main() -> None:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise SystemExit(f"unknown rows {unknown}; known: {list(ROWS)}")
-    common, options.score = map(trials.changes_of, (options.set, options.score))
+    common, options.score = map(overrides.changes_of, (options.set, options.score))
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list] = {}
     for name in names:

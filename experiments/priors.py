@@ -1,6 +1,6 @@
 """Training-free priors of a config, scored where it may be chosen.
 
-    python -m tests.bench.priors --config configs/garments.py:0 \
+    python -m experiments.priors --config configs/garments.py:0 \
         --scales 1 --scales 0.5 --scales 0.33,0.5,0.67 [--shots 1,5] [--episodes 160] \
         [--cue mask --cue scribble --cue point] [--set data.points=1]
 
@@ -14,15 +14,16 @@ and fewer shots are the first of more. Novel classes and test images are not loo
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import time
 
 import jax
 
-from diffup_jax import evaluation
-from diffup_jax import settings as setup
+from diffup_jax import config as configs
+from diffup_jax import evaluation, in_turn, methods, training_data
 from diffup_jax.data import episodes, pipeline, protocols, sources
-from tests.bench import trials
+from experiments import overrides
 
 
 def score(
@@ -34,8 +35,8 @@ def score(
     """
     config.method = "prior"
     config.prior.scales = scales
-    settings = setup.from_config(config)
-    source = setup.open_split(settings, "train", shots=most)
+    settings = configs.from_config(config)
+    source = sources.open_split(settings.data, "train", shots=most)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(source, base, shots=most)
@@ -46,25 +47,24 @@ def score(
         )
     ]
     protocol = protocols.get("clean")
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    params = {"backbone": method.backbone.params}
-    predict = jax.jit(method.predict)
+    method, backbone = in_turn.open_method(settings)
+    params = {"backbone": backbone.params}
+    ask = jax.jit(functools.partial(methods.asked, method))
     batches = pipeline.evaluation_batches(
         source,
         draws,
         numbers=range(count),
         cue=cue,
-        conventions=setup.conventions(settings),
         protocol=protocol,
-        image_size=settings.data.image_size,
+        data=settings.data,
         batch_size=settings.eval.batch_size,
         seed=settings.seed,
+        texts=training_data.class_texts(method, source, [cue]),
         workers=0,
-        on_error=settings.data.on_error,
     )
     start = time.monotonic()
     result = evaluation.evaluate(
-        lambda keys, episode: predict(params, keys, episode),
+        lambda keys, episode: ask(params, keys, episode),
         jax.random.key(settings.seed),
         batches,
         classes=sorted({draw.class_ids[0] for draw in draws}),
@@ -87,12 +87,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     shots = [int(part) for part in options.shots.split(",")]
-    changes = trials.changes_of(options.set)
+    changes = overrides.changes_of(options.set)
     print("scales                   cue       shots  mIoU   s/episode")
     asked = itertools.product(options.scales, options.cue or ["mask"], shots)
     for text, cue, k in asked:
         miou, seconds = score(
-            trials.config_of(options.config, changes),
+            overrides.config_of(options.config, changes),
             tuple(float(part) for part in text.split(",")),
             options.episodes,
             cue=cue,

@@ -1,9 +1,9 @@
 """What further steps of the sampler cost a whole prediction.
 
-    python -m tests.bench.steps --config configs/coco_fold0.py [--steps 1,10] \
-        [--repeats 5] [--set decoder.size='"S"']
+    python -m experiments.steps --config configs/coco_fold0.py [--steps 1,10] \
+        [--repeats 5] [--set diffup.decoder.size='"S"']
 
-One 1-shot episode of the config's image size in one compiled `predict`: backbone
+One 1-shot episode of the config's image size in one compiled program: backbone
 (random weights, they cost the same), BAFT, UAPF, decoder, `samples` of the config. The
 numbers of steps take turns within one run; read the ratio to the first. The last line
 is (t_last - t_first) / (steps apart).
@@ -12,35 +12,16 @@ is (t_last - t_first) / (steps apart).
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 
 import jax
-import numpy as np
 
-from diffup_jax import settings as setup
-from diffup_jax.types import Episode
-from tests.bench import trials
-
-
-def episode_of(size: int, seed: int) -> Episode:
-    """Noise with a box of foreground: costs do not depend on what is seen."""
-    random = np.random.default_rng(seed)
-    cue = np.zeros((1, 1, 1, size, size), bool)
-    cue[..., size // 4 : size // 2, size // 4 : size // 2] = True
-    return Episode(
-        query=random.integers(256, size=(1, size, size, 3), dtype=np.uint8),
-        query_mask=cue[:, :, 0],
-        query_valid=np.ones((1, size, size), bool),
-        support=random.integers(256, size=(1, 1, 1, size, size, 3), dtype=np.uint8),
-        cue_fg=cue,
-        cue_bg=~cue,
-        cue_kind=np.zeros((1, 1, 1), np.int32),
-        text_ids=np.zeros((1, 1, 1), np.int32),
-        shot_valid=np.ones((1, 1, 1), bool),
-        text_valid=np.zeros((1, 1), bool),
-        class_id=np.zeros((1, 1), np.int32),
-    )
+from diffup_jax import config as configs
+from diffup_jax import in_turn, methods
+from experiments import overrides
+from experiments.speed import noise
 
 
 def main() -> None:
@@ -54,21 +35,22 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     counts = [int(x) for x in options.steps.split(",")]
-    changes = {"backbone.weights": "random", "process.diffusion": True}
-    changes |= trials.changes_of(options.set)
+    changes = {"backbone.weights": "random", "diffup.process.diffusion": True}
+    changes |= overrides.changes_of(options.set)
     runs = {}
     for count in counts:
-        config = trials.config_of(
-            options.config, {**changes, "sampler.steps": count}, seed=0
+        config = overrides.config_of(
+            options.config, {**changes, "diffup.sampler.steps": count}, seed=0
         )
-        settings = setup.from_config(config)
-        method = setup.make_method(settings, setup.make_backbone(settings))
-        episode = episode_of(settings.data.image_size, seed=0)
+        settings = configs.from_config(config)
+        method, _ = in_turn.open_method(settings)
+        episode = noise(1, 1, settings.data.image_size, seed=0)
         params = method.init(jax.random.key(0), episode)
         keys = jax.random.split(jax.random.key(1), 1)
         arguments = jax.device_put((params, keys, episode))
+        ask = functools.partial(methods.asked, method)
         began = time.monotonic()
-        compiled = jax.jit(method.predict).lower(*arguments).compile()
+        compiled = jax.jit(ask).lower(*arguments).compile()
         print(
             f"{count} steps: compiled in {time.monotonic() - began:.1f} s", flush=True
         )
@@ -82,8 +64,8 @@ def main() -> None:
     size = settings.data.image_size
     print(
         f"{settings.backbone.name} at {size} x {size}, decoder "
-        f"{settings.decoder.size}, mask stride {settings.decoder.mask_stride}, "
-        f"{settings.sampler.samples} samples; {jax.devices()[0].device_kind}, "
+        f"{settings.diffup.decoder.size}, mask stride {settings.diffup.decoder.mask_stride}, "
+        f"{settings.diffup.sampler.samples} samples; {jax.devices()[0].device_kind}, "
         f"medians of {options.repeats}"
     )
     medians = {count: statistics.median(run[2]) for count, run in runs.items()}

@@ -1,4 +1,4 @@
-"""Where a decoder of tests.bench.trials is trained and scored: images and classes.
+"""What a decoder is trained and scored on: images and classes.
 
 novel   as train.py and eval.py do: base classes of the fold on the kept training
         images train, novel classes on test images are scored
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from diffup_jax.settings import Settings
-
-from diffup_jax import settings as setup
+from diffup_jax.config import Settings
 from diffup_jax.data import episodes, lists, sources
 
 # Share of the training images that choices are scored on.
@@ -23,11 +21,12 @@ LEFT_OUT = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Place:
-    """Where a decoder is trained and scored.
+class Split:
+    """What a decoder is trained and scored on.
 
-    `on` is "novel", "seen" or "base"; `train` the images, `classes` that train; `test`
-    the images, `scored` the classes and `draws` the episodes that are scored.
+    `on` is "novel", "seen" or "base"; `train` the images, `classes` that train and
+    `every` those that train in any fold; `test` the images, `scored` the classes and
+    `draws` the episodes that are scored.
     """
 
     on: str
@@ -43,14 +42,14 @@ class Place:
         return lists.draws_sha(self.draws)
 
 
-def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
+def open_split(settings: Settings, on: str, *, shots: int, count: int) -> Split:
     """`count` clean 1-way episodes of the settings' fold; `on` as in the docstring."""
-    source = setup.open_split(settings, "train", shots=1)
+    source = sources.open_split(settings.data, "train", shots=1)
     fold = settings.data.fold
     base = sources.fold_classes(source, fold, role="base")
     if on in ("novel", "seen"):
         train, _ = sources.hold_out(source, settings.data.val_fraction)
-        test = setup.open_split(settings, "test", shots=shots)
+        test = sources.open_split(settings.data, "test", shots=shots)
         role = "novel" if on == "novel" else "base"
         scored = sources.fold_classes(test, fold, role=role)
         novel = sources.fold_classes(source, fold, role="novel")
@@ -66,20 +65,20 @@ def open_place(settings: Settings, on: str, *, shots: int, count: int) -> Place:
         scored = sources.classes_with_images(test, scored, shots=shots)
     seed = settings.eval.seed
     draws = episodes.clean_draws(test, scored, shots=shots, count=count, seed=seed)
-    return Place(on, train, tuple(sorted(every)), classes, test, scored, draws)
+    return Split(on, train, tuple(sorted(every)), classes, test, scored, draws)
 
 
-def first_shots(place: Place, shots: int) -> Place:
+def first_shots(split: Split, shots: int) -> Split:
     """The same queries with the first `shots` supports of each: more shots by prefix.
 
     Raises:
       SystemExit: if an episode has fewer.
     """
-    fewest = min(len(way) for draw in place.draws for way in draw.supports)
+    fewest = min(len(way) for draw in split.draws for way in draw.supports)
     if shots > fewest:
         raise SystemExit(f"{shots} shots of episodes that have {fewest}")
     draws = tuple(
         draw._replace(supports=tuple(way[:shots] for way in draw.supports))
-        for draw in place.draws
+        for draw in split.draws
     )
-    return dataclasses.replace(place, draws=draws)
+    return dataclasses.replace(split, draws=draws)

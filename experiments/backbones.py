@@ -1,8 +1,8 @@
 """Our backbones against torch eager: time of a forward pass, and of getting ready.
 
-    python -m tests.bench.backbones forward [--names resnet50,...] [--repeats 7]
+    python -m experiments.backbones forward [--names resnet50,...] [--repeats 7]
                                             [--cores 1]
-    python -m tests.bench.backbones start   [--names resnet50,...] [--repeats 5]
+    python -m experiments.backbones start   [--names resnet50,...] [--repeats 5]
 
 The reference is transformers' model with random weights, saved by it; ours is read from
 that file by `backbones.from_folder`. Needs the extra `parity`; nothing is downloaded.
@@ -199,7 +199,7 @@ def _told(values: Sequence[float], *, digits: int = 0) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.backbones")
+    parser = argparse.ArgumentParser(prog="python -m experiments.backbones")
     parser.add_argument("part", choices=["forward", "start"])
     parser.add_argument("--names", default=",".join(NAMES))
     parser.add_argument("--repeats", type=int, default=7)

@@ -1,6 +1,6 @@
 """Is the prior's variance the error of its mean? Measured where it may be looked at.
 
-    python -m tests.bench.calibration --config configs/garments.py:0 \
+    python -m experiments.calibration --config configs/garments.py:0 \
         [--episodes 160] [--cues mask,box,scribble,point]
 
 1-shot episodes of base classes on images of the training split by the clean protocol;
@@ -24,25 +24,27 @@ fourth row and column).
 from __future__ import annotations
 
 import argparse
+import functools
 
 import jax
 import numpy as np
 from scipy import optimize
 
-from diffup_jax import evaluation, uapf
-from diffup_jax import settings as setup
+from diffup_jax import config as configs
+from diffup_jax import evaluation, in_turn, methods
 from diffup_jax.data import episodes, pipeline, protocols, sources
+from diffup_jax.methods.prior import uapf
 from diffup_jax.types import CUES
-from tests.bench import trials
+from experiments import overrides
 
 STRIDE = 4
 # Bins of sigma^2 in the table: the floors of the cues lie between the first ones.
 EDGES = (0, 0.004, 0.008, 0.015, 0.025, 0.035, 0.05, 0.07, 0.1, 0.15, 0.26)
 
 
-def pixels(settings, predict, *, cue: str, count: int) -> np.ndarray:
+def pixels(settings, ask, *, cue: str, count: int) -> np.ndarray:
     """Columns mu, sigma^2, y and wrong of the pixels taken, [4 pixels]."""
-    source = setup.open_split(settings, "train", shots=1)
+    source = sources.open_split(settings.data, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     if settings.data.skip_small_classes:
         base = sources.classes_with_images(source, base, shots=1)
@@ -52,26 +54,28 @@ def pixels(settings, predict, *, cue: str, count: int) -> np.ndarray:
         draws,
         numbers=range(count),
         cue=cue,
-        conventions=setup.conventions(settings),
         protocol=protocols.get("clean"),
-        image_size=settings.data.image_size,
+        data=settings.data,
         batch_size=settings.eval.batch_size,
         seed=settings.seed,
+        texts=None,
         workers=0,
-        on_error=settings.data.on_error,
     )
-    answers = evaluation.predictions(predict, jax.random.key(settings.seed), batches)
+    answers = evaluation.predictions(ask, jax.random.key(settings.seed), batches)
     found = []
-    for batch, episode, prob, maps in answers:
+    for batch, episode, answer in answers:
         real, step = len(batch.places), slice(None, None, STRIDE)
         parts = (
-            maps["prior_mean"], maps["prior_variance"], episode.query_mask, prob,
-        )  # fmt: skip
+            answer.maps["prior_mean"],
+            answer.maps["prior_variance"],
+            episode.query.mask,
+            answer.probability,
+        )
         mean, variance, truth, prob = (
             np.asarray(part)[:real, 0, step, step] for part in parts
         )
-        valid = np.asarray(episode.query_valid)[:real, step, step]
-        wrong = (prob > 0.5) != (truth > 0.5)
+        valid = np.asarray(episode.query.valid)[:real, step, step]
+        wrong = (prob > 0.5) != truth
         found.append(np.stack([mean, variance, truth, wrong])[:, valid])
     return np.concatenate(found, axis=1).astype(np.float64)
 
@@ -146,17 +150,17 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=160)
     parser.add_argument("--cues", default="mask,box,scribble,point")
     options = parser.parse_args()
-    config = trials.config_of(options.config, {"method": "prior"})
-    settings = setup.from_config(config)
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    params = {"backbone": method.backbone.params}
-    answer = jax.jit(method.predict)  # compiled once for all cues
+    config = overrides.config_of(options.config, {"method": "prior"})
+    settings = configs.from_config(config)
+    method, backbone = in_turn.open_method(settings)
+    params = {"backbone": backbone.params}
+    answer = jax.jit(functools.partial(methods.asked, method))  # once for all cues
 
-    def predict(keys, episode):
+    def ask(keys, episode):
         return answer(params, keys, episode)
 
     for cue in options.cues.split(","):
-        report(cue, pixels(settings, predict, cue=cue, count=options.episodes))
+        report(cue, pixels(settings, ask, cue=cue, count=options.episodes))
 
 
 if __name__ == "__main__":
