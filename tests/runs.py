@@ -39,11 +39,11 @@ def get_config(root: str):
     config.data.image_size = 64
     config.data.val_fraction = 0.4
     config.data.workers = 0
-    config.decoder.size = "S"
-    config.decoder.mask_stride = 8
+    config.diffup.decoder.size = "S"
+    config.diffup.decoder.mask_stride = 8
     # More is drawn with it than without: harder to repeat bit for bit.
-    config.process.diffusion = True
-    config.sampler.steps = 2
+    config.diffup.process.diffusion = True
+    config.diffup.sampler.steps = 2
     config.train.steps = STEPS
     config.train.batch_size = 2
     config.train.max_shots = 1
