@@ -1,4 +1,4 @@
-"""F6: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
+"""F9: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
 
     diffup doctor DATA [--kind KIND] [--split SPLIT]
     diffup backbones list [NAME ...]
