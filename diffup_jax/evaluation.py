@@ -1,4 +1,4 @@
-"""F6: the evaluation loop.
+"""F3: the evaluation loop.
 
     batches --ask--> predictions --score--> counts --update--> state
     state --compute--> scores, which report.py writes down

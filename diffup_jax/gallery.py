@@ -1,4 +1,4 @@
-"""F6: the gallery: what the model saw, thought and answered, in one HTML file.
+"""F3: the gallery: what the model saw, thought and answered, in one HTML file.
 
 The file holds its images itself and refers to nothing outside. One row per episode:
 supports with their cue, query, prediction, ground truth and every map of the method;

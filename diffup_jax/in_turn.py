@@ -1,4 +1,4 @@
-"""F6: the frozen backbones of a training run, which its steps take in turn.
+"""F7: the frozen backbones of a training run, which its steps take in turn.
 
 Step i, from 0, is over backbone i mod n of config.backbone and config.train.also_over.
 A decoder sees nothing of a backbone but maps, so its parameters, the optimiser's state

@@ -1,4 +1,4 @@
-"""F7: from a command line to one function call, and from an error to one message.
+"""F9: from a command line to one function call, and from an error to one message.
 
 `--config FILE[:ARGUMENT]` is a Python file with `get_config`; without it, where a
 workdir is named, its checkpoint has the config. Any of its values can be set with

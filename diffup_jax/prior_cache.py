@@ -1,4 +1,4 @@
-"""F4: training episodes kept as the decoder sees them, so the backbone runs once.
+"""F3: training episodes kept as the decoder sees them, so the backbone runs once.
 
 The backbone is frozen and BAFT has no parameters: what they make of an episode never
 changes. A cache holds it for the first N episodes of a run, which training then walks

@@ -1,4 +1,4 @@
-"""F6: the report of an evaluation.
+"""F4: the report of an evaluation.
 
     Evaluation and its setting --row--> results.json and the printed tables
 

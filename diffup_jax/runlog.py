@@ -1,4 +1,4 @@
-"""F4: what a run tells: progress bar, metrics.jsonl, config.json and TensorBoard.
+"""F3: what a run tells: progress bar, metrics.jsonl, config.json and TensorBoard.
 
 Metrics are read here and nowhere else, so here a run that gave a non-finite number is
 stopped.

@@ -1,4 +1,4 @@
-"""F6: scores a trained run, or the training-free method, on novel classes.
+"""F8: scores a trained run, or the training-free method, on novel classes.
 
 For every cue and number of shots: the frozen list of episodes, the evaluation, a row of
 the results; at the end the table, results.json and gallery.html. Evaluating with

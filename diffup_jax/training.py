@@ -1,4 +1,4 @@
-"""F6: a training run, told from top to bottom: data, model, state, step, restore, loop.
+"""F8: a training run, told from top to bottom: data, model, state, step, restore, loop.
 
 A run is a pure function of its config: episode i and its random draws depend on (seed,
 i) only, so a run that was killed and started again ends bit for bit where an

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-import dataclasses
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from diffup_jax.data import frames
 from diffup_jax.data.augment import Augment
@@ -109,7 +109,7 @@ def test_flip_mirrors_everything():
     still = augment(
         *scene(), generator=np.random.default_rng(0), settings=STILL, size=SIZE
     )
-    always = dataclasses.replace(STILL, flip=1.0)
+    always = structs.replace(STILL, flip=1.0)
     flipped = augment(
         *scene(), generator=np.random.default_rng(0), settings=always, size=SIZE
     )
@@ -118,7 +118,7 @@ def test_flip_mirrors_everything():
 
 
 def test_zoom_out_pads_with_ignored_pixels():
-    wide = dataclasses.replace(STILL, scale=(2.0, 2.0))
+    wide = structs.replace(STILL, scale=(2.0, 2.0))
     image, mask, ignore = augment(
         *scene(), generator=np.random.default_rng(1), settings=wide, size=SIZE
     )
@@ -149,7 +149,7 @@ def test_a_small_object_is_never_lost(seed):
 
 def test_crops_keep_a_part_of_the_class():
     """A crop that is kept shows at least 30 % of the mask, measured in source area."""
-    crop = dataclasses.replace(STILL, scale=(0.3, 0.6))
+    crop = structs.replace(STILL, scale=(0.3, 0.6))
     _, mask, _ = scene()
     for seed in range(40):
         out = augment(
@@ -177,7 +177,7 @@ def test_colour_jitter_keeps_geometry_and_stays_close():
 
 
 def test_grey_removes_colour_and_keeps_luma():
-    grey = dataclasses.replace(STILL, grey=1.0)
+    grey = structs.replace(STILL, grey=1.0)
     image = np.zeros((20, 20, 3), np.uint8)
     image[:] = (200, 100, 50)
     mask = np.ones((20, 20), bool)
@@ -189,7 +189,7 @@ def test_grey_removes_colour_and_keeps_luma():
 
 
 def test_hue_turns_and_keeps_luma():
-    turned = dataclasses.replace(STILL, hue=0.2)
+    turned = structs.replace(STILL, hue=0.2)
     image = np.zeros((20, 20, 3), np.uint8)
     image[:] = (150, 110, 100)
     mask = np.ones((20, 20), bool)

@@ -31,7 +31,7 @@ def small(name, root):
     config.data.root = str(root)
     config.data.image_size = 64
     config.data.workers = 0
-    config.decoder.mask_stride = 8
+    config.diffup.decoder.mask_stride = 8
     config.eval.cues = ("mask",)
     config.eval.shots = (1,)
     config.eval.episodes = 4

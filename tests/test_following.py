@@ -18,19 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 READING = """
 import multiprocessing, sys, time
 if __name__ == "__main__":
-    from diffup_jax.data import cues, pipeline, sources
+    from diffup_jax.data import batches, options, pipeline, sources
 
     source = sources.open_source(
         "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
     )
-    dataset = pipeline.training_dataset(
-        source, (0, 1), seed=0, steps=500, batch_size=1, image_size=32, max_shots=1,
-        ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke", 20),
-        fewest_points=1,
-        augment=None, on_error="stop", process_index=0, process_count=1,
+    recipe = batches.Training(
+        source=source, classes=(0, 1), seed=0, augment=None, batch_size=1, max_shots=1,
+        ways=1, cues=("mask",), fewest_points=1,
+        data=options.DataSettings(image_size=32),
     )
-    batches = pipeline.iterate(dataset, workers=2)
-    next(batches), next(batches)
+    dataset = pipeline.training_dataset(
+        recipe, steps=500, process_index=0, process_count=1
+    )
+    made = pipeline.iterate(dataset, workers=2)
+    next(made), next(made)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(600)
 """

@@ -10,7 +10,7 @@ import pytest
 import diffup_jax
 from diffup_jax import config as configs
 from diffup_jax import in_turn, methods
-from diffup_jax.data import frames, pipeline, protocols
+from diffup_jax.data import episode, frames, pipeline, protocols
 from diffup_jax.data.episode import Example
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.sources import open_split
@@ -144,21 +144,13 @@ def test_a_negative_example_only_takes_away(model, source, drawn):
     other = source.mask(drawn[1][0], 3)[0]
     against = Example(image, mask=other, negative=True)
     less = prior.fit([*drawn[0], against]).predict(image)
+    query = episode.query(image, size=prior.size)
     means = [
-        np.asarray(m.method.observe(m.params, _query(m, image), t.memory).fused.mean)
-        for m, t in (
-            (prior, prior.fit(drawn[0])),
-            (prior, prior.fit([*drawn[0], against])),
-        )
+        np.asarray(prior._observe(prior.params, query, task.memory).fused.mean)
+        for task in (prior.fit(drawn[0]), prior.fit([*drawn[0], against]))
     ]
     assert (means[1] <= means[0] + 1e-6).all() and (means[1] < means[0] - 0.01).any()
     assert less.mask[other].mean() <= plain.mask[other].mean()
-
-
-def _query(model, image):
-    from diffup_jax.data import episode
-
-    return episode.query(image, size=model.size)
 
 
 def test_several_labels_share_the_pixels(model, source, drawn):

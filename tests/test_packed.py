@@ -17,10 +17,10 @@ from PIL import Image
 
 from data_prep import array_records
 from diffup_jax import files
-from diffup_jax.data import doctor, episodes, lists, packed, pipeline, rasters
+from diffup_jax.data import batches, doctor, episodes, lists, packed, pipeline, rasters
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.benchmarks import BENCHMARKS
-from diffup_jax.data.cues import Conventions
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.sources import open_source, rules_of
 from diffup_jax.types import DiffUpError
 from tests import datasets
@@ -129,23 +129,21 @@ def test_episodes_are_the_same(both):
 def test_workers_read_the_same_batches(both):
     source, again, _ = both
 
-    def batches(one, workers):
-        dataset = pipeline.training_dataset(
-            one,
-            range(len(one.class_names)),
+    def made(one, workers):
+        recipe = batches.Training(
+            source=one,
+            classes=tuple(range(len(one.class_names))),
             seed=5,
-            steps=2,
+            data=DataSettings(image_size=32, box="instance"),
+            augment=Augment(),
             batch_size=2,
-            image_size=32,
             max_shots=2,
             ways=1,
             cues=("mask", "box"),
-            conventions=Conventions(box="instance", scribble="stroke", points=20),
             fewest_points=1,
-            augment=Augment(),
-            on_error="stop",
-            process_index=0,
-            process_count=1,
+        )
+        dataset = pipeline.training_dataset(
+            recipe, steps=2, process_index=0, process_count=1
         )
         iterator = pipeline.iterate(dataset, workers=workers)
         try:
@@ -153,10 +151,10 @@ def test_workers_read_the_same_batches(both):
         finally:
             iterator.close()
 
-    expected = batches(source, 0)
+    expected = made(source, 0)
     for workers in (0, 1):
-        for one, other in zip(expected, batches(again, workers), strict=True):
-            for a, b in zip(one, other, strict=True):
+        for one, other in zip(expected, made(again, workers), strict=True):
+            for a, b in zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True):
                 assert (a == b).all()
 
 

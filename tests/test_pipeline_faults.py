@@ -102,8 +102,8 @@ def test_damaged_training_images_are_replaced_and_counted(tmp_path):
     ]
     assert not rows[1] and not rows[6]
     assert rows.count(False) == counts[0].total()
-    for batch in seen[0]:
-        assert batch[8].any((1, 2)).all() and batch[1].any((1, 2, 3)).all()
+    for _, fg, *_, masks in seen[0]:
+        assert fg.any((1, 2, 3, 4)).all() and masks.any((1, 2, 3)).all()
 
 
 def test_data_without_one_whole_episode_end_the_run(tmp_path):
@@ -137,8 +137,8 @@ def test_an_absent_class_is_an_error_only_where_it_must_be_there(source):
             next(evaluation(source, [wrong]))
     two = episodes.Draw((1, 4), draw.query, (draw.supports[0], (other,)))
     batch = next(evaluation(source, [two])).episode
-    assert batch.query_mask[0, 0].any()
-    assert batch.query_mask[0, 1].any() == (draw.query in source.image_ids(4))
+    assert batch.query.mask[0, 0].any()
+    assert batch.query.mask[0, 1].any() == (draw.query in source.image_ids(4))
 
 
 def test_a_worker_tells_the_broken_file(tmp_path):
@@ -157,33 +157,35 @@ def test_a_worker_tells_the_broken_file(tmp_path):
 LEAKING = """
 import multiprocessing, os, pathlib, sys, time
 if __name__ == "__main__":
-    from diffup_jax.data import cues, pipeline, sources
+    from diffup_jax.data import batches, options, pipeline, sources
     from diffup_jax.types import DiffUpError
 
     source = sources.open_source(
         "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
     )
+    recipe = batches.Training(
+        source=source, classes=(0, 1), seed=0, augment=None, batch_size=1, max_shots=1,
+        ways=1, cues=("mask",), fewest_points=1,
+        data=options.DataSettings(image_size=160),
+    )
     dataset = pipeline.training_dataset(
-        source, (0, 1), seed=0, steps=6, batch_size=1, image_size=160, max_shots=1,
-        ways=1, cues=("mask",), conventions=cues.Conventions("tight", "stroke", 20),
-        fewest_points=1,
-        augment=None, on_error="stop", process_index=0, process_count=1,
+        recipe, steps=6, process_index=0, process_count=1
     )
     if sys.argv[2] == "error":
         path = pathlib.Path(source.images[sys.argv[3]])
         path.write_bytes(path.read_bytes()[:200])
-    batches = pipeline.iterate(dataset, workers=2)
+    made = pipeline.iterate(dataset, workers=2)
     try:
         for step in range(1 if sys.argv[2] == "early" else 6):
-            batch = next(batches)
+            batch = next(made)
     except DiffUpError as error:  # its traceback holds the workers' iterators
-        batches.close()
+        made.close()
         sys.exit(5)
     mine = f"diffup-{os.getpid()}-"
     if sys.argv[2] == "early":  # worker 2 was never asked, but has sent a batch
         while len([name for name in os.listdir("/dev/shm") if mine in name]) < 2:
             time.sleep(0.05)
-    batches.close()
+    made.close()
     assert not multiprocessing.active_children()
     assert not [name for name in os.listdir("/dev/shm") if mine in name]
 """
@@ -208,26 +210,30 @@ def test_workers_leave_no_shared_memory(tmp_path, end):
     assert not done.stderr, done.stderr
 
 
+UNJAXED = """
+import sys
+from diffup_jax.data import augment, batches, cues, episodes, options, sources
+assert "jax" not in sys.modules
+from diffup_jax.data import pipeline
+
+source = sources.open_source(
+    "label_map", root=sys.argv[1], split="train", min_area=0.0, crowd="hsnet"
+)
+recipe = batches.Training(
+    source=source, classes=(0, 1), seed=0, augment=None, batch_size=1, max_shots=1,
+    ways=1, cues=("mask",), fewest_points=1, data=options.DataSettings(image_size=16),
+)
+made = pipeline.training_dataset(recipe, steps=1, process_index=0, process_count=1)
+next(pipeline.iterate(made, workers=0))
+bridge = sys.modules.get("jax._src.xla_bridge")
+assert bridge is None or not bridge._backends
+"""
+
+
 def test_making_batches_starts_no_jax_device(tmp_path):
     root = datasets.write_label_maps(tmp_path)
-    script = (
-        "import sys\n"
-        "from diffup_jax.data import episodes, cues, augment, sources\n"
-        "assert 'jax' not in sys.modules\n"
-        "from diffup_jax.data import pipeline\n"
-        "s = sources.open_source('label_map', root=sys.argv[1], split='train',"
-        " min_area=0.0, crowd='hsnet')\n"
-        "d = pipeline.training_dataset(s, (0, 1), seed=0, steps=1, batch_size=1,"
-        " image_size=16, max_shots=1, ways=1, cues=('mask',), augment=None,"
-        " conventions=cues.Conventions('tight', 'stroke', 20), fewest_points=1,"
-        " on_error='stop',"
-        " process_index=0, process_count=1)\n"
-        "next(pipeline.iterate(d, workers=0))\n"
-        "bridge = sys.modules.get('jax._src.xla_bridge')\n"
-        "assert bridge is None or not bridge._backends\n"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(root)],
+        [sys.executable, "-c", UNJAXED, str(root)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax import prior_cache, training, training_data
-from diffup_jax import settings as setup
+from diffup_jax import config as configs
+from diffup_jax import in_turn, methods, prior_cache, sections, training, training_data
 from diffup_jax.arrays import Arrays
 from diffup_jax.data import sources
-from diffup_jax.methods import REVISION
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -169,17 +168,22 @@ def root(tmp_path_factory):
     return datasets.write_label_maps(tmp_path_factory.mktemp("cached"), train=40)
 
 
+def recipe_of(config):
+    """What the training episodes of a run on all its base images are made of."""
+    settings = configs.from_config(config)
+    source = sources.open_split(settings.data, "train", shots=1)
+    base = sources.fold_classes(source, settings.data.fold, role="base")
+    return training_data.recipe_of(settings, source, base)
+
+
 @pytest.mark.parametrize("fewest", [1, 20])
 def test_a_run_draws_as_many_points_as_its_config_says(root, fewest):
     config = runs.get_config(str(root))
     config.train.cues = ("point",)
     config.train.fewest_points = fewest
     config.augment.scale = (1.0, 1.0)
-    settings = setup.from_config(config)
-    source = setup.open_split(settings, "train", shots=1)
-    base = sources.fold_classes(source, settings.data.fold, role="base")
-    drawn = training_data.batches(settings, source, base, steps=8)
-    marked = np.concatenate([b.episode.cue_fg.sum((1, 2, 3, 4)) for b in drawn])
+    drawn = training_data.batches(recipe_of(config), steps=8)
+    marked = np.concatenate([b.episode.support.fg.sum((1, 2, 3, 4)) for b in drawn])
     assert (marked == 20).all() if fewest == 20 else len(set(marked.tolist())) > 5
 
 
@@ -187,18 +191,16 @@ def test_the_loss_of_a_kept_episode_is_the_loss_of_the_episode(root, tmp_path):
     """To the 16 bits that are kept; first epoch, rows put back in their order."""
     config = runs.get_config(str(root))
     config.train.prior_cache = 6
-    settings = setup.from_config(config)
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    source = setup.open_split(settings, "train", shots=1)
-    base = sources.fold_classes(source, settings.data.fold, role="base")
+    settings, recipe = configs.from_config(config), recipe_of(config)
+    (turn,) = in_turn.open_turns(settings, recipe.source)
+    method = turn.method
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     tx = training.optimiser(settings.train)
     state, frozen = training.init_state(method, tx, settings, mesh)
-    made = (method, frozen, mesh, source, base)
-    kept = training_data.cached_batches(
-        settings, *made, steps=config.train.steps, workdir=str(tmp_path)
+    kept = in_turn.cached_batches(
+        (turn,), (frozen,), mesh, recipe, workdir=str(tmp_path)
     )
-    whole = training_data.batches(settings, source, base)
+    whole = training_data.batches(recipe, steps=2)
     order = np.concatenate(
         [prior_cache.rows_of_step(s, 2, episodes=6, seed=0) for s in range(3)]
     )
@@ -227,8 +229,15 @@ def test_a_run_on_a_cache_stops_goes_on_and_ends_the_same(root, tmp_path, monkey
     straight = training.train(config, str(tmp_path / "straight"))
     (whole,) = (tmp_path / "kept").glob("*.arrays")
     made_at = whole.stat().st_mtime_ns
-    # So priors of another revision of the method are another cache.
-    assert Arrays(str(whole), whole.stem).facts["revision"] == REVISION
+    # Priors of another version of the method, or of other settings, are another cache.
+    facts = Arrays(str(whole), whole.stem).facts
+    assert facts["method"] == ["diffup", methods.get("diffup").version]
+    settings = configs.from_config(config)
+    kept = sections.fields_with(settings, sections.Role.KEPT)
+    assert facts["kept"] == {
+        key: value for key, value in kept.items() if not key.startswith("prior.text.")
+    }
+    assert facts["seed"] == 0 and facts["episodes"] == 6 and len(facts["classes"]) == 6
     runs.train_until(5, config, tmp_path / "cut", monkeypatch)
     resumed = training.train(config, str(tmp_path / "cut"))
 

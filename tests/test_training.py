@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffup_jax import checkpoint, training, training_data
-from diffup_jax import settings as setup
+from diffup_jax import checkpoint, in_turn, sections, training, training_data
+from diffup_jax import config as configs
 from diffup_jax.data import batches, episodes, pipeline, sources
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
@@ -44,11 +44,12 @@ def test_one_device_and_two_give_the_same_update(config):
     The gradient is read from Adam's first moment after one step. Adam's quotient itself
     is not compared: where a gradient is nothing but rounding, it makes 1 of 1e-8.
     """
-    settings = setup.from_config(config)
-    method = setup.make_method(settings, setup.make_backbone(settings))
-    source = setup.open_split(settings, "train", shots=1)
+    settings = configs.from_config(config)
+    method, _ = in_turn.open_method(settings)
+    source = sources.open_split(settings.data, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
-    dataset = training_data.batches(settings, source, base)
+    recipe = training_data.recipe_of(settings, source, base)
+    dataset = training_data.batches(recipe, steps=4)
     tx = training.optimiser(settings.train)
     decay, seed = settings.train.ema_decay, settings.seed
 
@@ -61,7 +62,7 @@ def test_one_device_and_two_give_the_same_update(config):
         history = []
         for index in range(4):
             episode = training_data.place(dataset[index].episode, mesh)
-            assert len(episode.query.sharding.device_set) == devices
+            assert len(episode.query.image.sharding.device_set) == devices
             state, metrics = step(state, frozen, episode)
             history.append(jax.tree.map(np.asarray, (state, metrics)))
         assert step._cache_size() == 1  # compiled once, not again for its own results
@@ -155,9 +156,8 @@ def test_the_files_of_a_run_and_what_a_continued_one_may_change(
     config.data.val_fraction = 0.001
     training.train(config, str(tmp_path))
     assert "No base class has two held-out images" in capsys.readouterr().out
-    assert json.loads((tmp_path / "config.json").read_text()) == setup.plain(
-        setup.from_config(config)
-    )
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved == sections.plain(configs.from_config(config))
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert events.stat().st_size > 500
     lines = runs.metrics(tmp_path)
@@ -184,7 +184,7 @@ def test_the_files_of_a_run_and_what_a_continued_one_may_change(
     config.seed = 0
     config.train.checkpoint_every = 3
     config.eval.shots = (5,)
-    config.sampler.steps = 1
+    config.diffup.sampler.steps = 1
     training.train(config, str(tmp_path))
     assert "continuing after step 16" in capsys.readouterr().out
     steps = [line["step"] for line in runs.metrics(tmp_path)]
@@ -205,14 +205,13 @@ def test_a_finished_run_is_left_as_it_is(config, tmp_path, blank, capsys):
 
 
 def test_other_weights_are_refused(config, tmp_path):
-    saved = setup.plain(setup.from_config(config))
-    saved["backbone"]["digest"] = "abc"
+    run = configs.run_facts(configs.from_config(config), {"backbone": "abc"})
     writer = checkpoint.manager(str(tmp_path), keep=1)
     state = {"x": np.zeros(2)}
-    checkpoint.save(writer, 8, state=state, position={"next": 8}, config=saved)
+    checkpoint.save(writer, 8, state=state, position={"next": 8}, run=run)
     writer.wait_until_finished()
     writer.close()
-    with pytest.raises(DiffUpError, match=r"backbone.digest: was 'abc', now '\w{16}'"):
+    with pytest.raises(DiffUpError, match=r"of backbone: was 'abc', now '\w{16}'"):
         training.train(config, str(tmp_path))
 
 
@@ -220,13 +219,13 @@ def test_held_out_images_never_train(config, tmp_path, blank, monkeypatch):
     """Validation sees base classes of images that no training episode can hold."""
     seen = {}
 
-    def training_dataset(source, classes, **arguments):
-        seen["train"] = source, classes
-        return original(source, classes, **arguments)
+    def training_dataset(recipe, **arguments):
+        seen["train"] = recipe.source, recipe.classes
+        return original(recipe, **arguments)
 
-    def validate(predict, params, source, draws, settings):
+    def validate(ask, params, source, draws, settings, texts):
         seen["validate"] = source, draws
-        return {"val_miou": 1.0, "val_prior_miou": 1.0}
+        return {"val_miou": 1.0}
 
     original = pipeline.training_dataset
     monkeypatch.setattr(pipeline, "training_dataset", training_dataset)
@@ -257,13 +256,13 @@ def test_left_out_classes_are_validated_on_and_never_train(
 ):
     seen = {}
 
-    def training_dataset(source, classes, **arguments):
-        seen["train"] = set(classes)
-        return original(source, classes, **arguments)
+    def training_dataset(recipe, **arguments):
+        seen["train"] = set(recipe.classes)
+        return original(recipe, **arguments)
 
-    def validate(predict, params, source, draws, settings):
+    def validate(ask, params, source, draws, settings, texts):
         seen["validate"] = {draw.class_ids[0] for draw in draws}
-        return {"val_miou": 1.0, "val_prior_miou": 1.0}
+        return {"val_miou": 1.0}
 
     original = pipeline.training_dataset
     monkeypatch.setattr(pipeline, "training_dataset", training_dataset)
@@ -275,7 +274,7 @@ def test_left_out_classes_are_validated_on_and_never_train(
     told = captured.out + captured.err
     left = seen["validate"]
     assert len(left) == 2 and len(seen["train"]) == 4 and not left & seen["train"]
-    source = setup.open_split(setup.from_config(config), "train", shots=1)
+    source = sources.open_split(configs.from_config(config).data, "train", shots=1)
     names = ", ".join(source.class_names[c] for c in sorted(left))
     assert f"left out of the training, for validation: {names}\n" in told
     assert "4 base classes of fold 0" in told
@@ -300,8 +299,8 @@ def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
     config = runs.get_config(str(root))
     config.data.workers = workers
     config.train.checkpoint_every = 1
-    settings = setup.from_config(config)
-    source = setup.open_split(settings, "train", shots=1)
+    settings = configs.from_config(config)
+    source = sources.open_split(settings.data, "train", shots=1)
     kept, _ = sources.hold_out(source, settings.data.val_fraction)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     shown = [
@@ -321,8 +320,7 @@ def test_a_broken_image_in_the_middle_ends_the_run_by_its_name(
 
     # The very run may go on without the image, aloud.
     config.data.on_error = "skip"
-    score = {"val_miou": 1.0, "val_prior_miou": 1.0}
-    monkeypatch.setattr(training, "_validate", lambda *arguments: score)
+    monkeypatch.setattr(training, "_validate", lambda *arguments: {"val_miou": 1.0})
     capsys.readouterr()
     state = training.train(config, str(work))
     told = capsys.readouterr()

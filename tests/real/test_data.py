@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import pipeline
+from diffup_jax.data import batches, pipeline
 from diffup_jax.data.augment import Augment
-from diffup_jax.data.cues import Conventions
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.sources import fold_classes, open_source
 
 
@@ -110,25 +110,23 @@ def test_garments_masks_are_large_enough(garments):
 
 def test_garments_make_training_batches(garments):
     source = garments["train"]
-    dataset = pipeline.training_dataset(
-        source,
-        fold_classes(source, 0, role="base"),
+    recipe = batches.Training(
+        source=source,
+        classes=fold_classes(source, 0, role="base"),
         seed=0,
-        steps=2,
+        data=DataSettings(image_size=128),
+        augment=Augment(),
         batch_size=4,
-        image_size=128,
         max_shots=2,
         ways=1,
         cues=("mask", "box", "scribble", "point"),
-        conventions=Conventions(box="tight", scribble="stroke", points=20),
         fewest_points=1,
-        augment=Augment(),
-        on_error="stop",
-        process_index=0,
-        process_count=1,
     )
-    for batch in pipeline.iterate(dataset, workers=0):
-        covered = batch.query_mask.mean((1, 2, 3))
+    dataset = pipeline.training_dataset(
+        recipe, steps=2, process_index=0, process_count=1
+    )
+    for support, query in pipeline.iterate(dataset, workers=0):
+        covered = query.mask.mean((1, 2, 3))
         assert (covered > 0).all() and (covered < 1).all()
-        assert (batch.cue_fg.any((-2, -1)) == batch.shot_valid).all()
-        assert batch.query.std() > 20
+        assert (support.fg.any((-2, -1)) == support.valid).all()
+        assert query.image.std() > 20
