@@ -48,17 +48,17 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return iter(())
 
 
-def AtLeast(least: float) -> msgspec.Meta:
+def AtLeast(least: int | float) -> msgspec.Meta:
     """A number of at least `least`."""
     return msgspec.Meta(ge=least)
 
 
-def Above(least: float) -> msgspec.Meta:
+def Above(least: int | float) -> msgspec.Meta:
     """A number above `least`."""
     return msgspec.Meta(gt=least)
 
 
-def Within(least: float, most: float) -> msgspec.Meta:
+def Within(least: int | float, most: int | float) -> msgspec.Meta:
     """A number from `least` to `most`, both allowed."""
     return msgspec.Meta(ge=least, le=most)
 
