@@ -3,7 +3,7 @@
 Every episode is one category, one support image with its mask and another image, the
 query. With L2-normalised features of one level,
 
-    (1) P(q) = <q, p+> - <q, p->, min-max scaled per image     (operators.contrast)
+    (1) P(q) = <q, p+> - <q, p->, min-max scaled per image     (operators.prototype)
 
 is thresholded with one threshold for all episodes, the best one: the number is the mean
 over categories of each category's intersection over union. A backbone that does not
@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from diffup_jax import images, operators
+from diffup_jax import images
+from diffup_jax.methods.prior import operators
 from diffup_jax.types import DiffUpError
 
 _CHUNK = 40  # images or episodes per call
@@ -85,7 +86,7 @@ def prior_iou(
     @jax.jit
     def prior(query, support, cue):
         cue = images.area_average(cue, support.shape[1:3])
-        maps = jax.vmap(operators.contrast)(query, support, cue, 1 - cue)
+        maps = jax.vmap(operators.prototype)(query, support, cue, 1 - cue)
         return images.resize_maps(images.min_max(maps), size)
 
     maps = []
