@@ -3,7 +3,7 @@
 Every episode is one category, one support image with its mask and another image, the
 query. With L2-normalised features of one level,
 
-    (1) P(q) = <q, p+> - <q, p->, min-max scaled per image    (operators.prototype)
+    (1) P(q) = <q, p+> - <q, p->, min-max scaled per image     (operators.prototype)
 
 is thresholded with one threshold for all episodes, the best one: the number is the mean
 over categories of each category's intersection over union. A backbone that does not
@@ -86,8 +86,7 @@ def prior_iou(
     @jax.jit
     def prior(query, support, cue):
         cue = images.area_average(cue, support.shape[1:3])
-        prototype = jax.vmap(operators.prototype)(support, cue, 1 - cue)
-        maps = jnp.einsum("epqc,ec->epq", query, prototype)
+        maps = jax.vmap(operators.prototype)(query, support, cue, 1 - cue)
         return images.resize_maps(images.min_max(maps), size)
 
     maps = []

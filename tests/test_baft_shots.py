@@ -7,44 +7,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_baft import GRID, episode, features, make
+from diffup_jax.methods.prior import evidence
+from tests.test_baft import GRID, episode, make
+from tests.test_operators import features
 
 
-def test_shots_only_permute():
-    case, order = episode(), jnp.array([2, 0, 1])
-    moved = make(
-        case,
-        support=tuple(s[:, :, order] for s in case["support"]),
-        cue_fg=case["cue_fg"][:, :, order],
-        cue_bg=case["cue_bg"][:, :, order],
-    )
-    whole = make(case)
+def at(case, shots):
+    """The case with the shots of these places."""
+    shots = jnp.asarray(shots)
+    return {
+        **case,
+        "support": tuple(s[:, :, shots] for s in case["support"]),
+        **{name: case[name][:, :, shots] for name in ("fg", "bg", "valid")},
+    }
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [3, 6, 0, 5, 1, 4, 2]])
+def test_shots_only_permute(order):
+    """Seven are more than judge each other."""
+    assert 3 < evidence.MOST_JUDGES < 7
+    case, order = episode(len(order)), jnp.array(order)
+    moved, whole = make(at(case, order)), make(case)
     np.testing.assert_allclose(moved.maps, whole.maps[:, :, :, :, order], atol=1e-5)
     np.testing.assert_allclose(
         moved.reliability, whole.reliability[..., order], atol=1e-5
     )
 
 
+@pytest.mark.parametrize("k", [3, 7])
+def test_what_shots_are_worth_depends_on_no_query(k):
+    case = episode(k)
+    other = make(case, query=episode(k, seed=9)["query"])
+    for name in ("reliability", "share", "valid"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(make(case), name))
+    assert not np.allclose(other.maps, make(case).maps, atol=0.1)
+
+
 def test_padding_changes_nothing():
     """A padded shot, whatever it holds, leaves the others and their reliability."""
     case = episode()
-    valid = case["shot_valid"].at[:, :, 2].set(False)
-    padded = make(case, shot_valid=valid)
+    valid = case["valid"].at[:, :, 2].set(False)
+    padded = make(case, valid=valid)
     rubbish = make(
         case,
-        shot_valid=valid,
+        valid=valid,
         support=tuple(s.at[:, :, 2].set(7.0) for s in case["support"]),
-        cue_fg=case["cue_fg"].at[:, :, 2].set(0.3),
+        fg=case["fg"].at[:, :, 2].set(0.3),
     )
     for got, expected in zip(*map(jax.tree.leaves, (rubbish, padded)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-6)
-    two = make(
-        case,
-        support=tuple(s[:, :, :2] for s in case["support"]),
-        cue_fg=case["cue_fg"][:, :, :2],
-        cue_bg=case["cue_bg"][:, :, :2],
-        shot_valid=case["shot_valid"][:, :, :2],
-    )
+    two = make(at(case, [0, 1]))
     np.testing.assert_allclose(padded.maps[:, :, :, :, :2], two.maps, atol=1e-5)
     np.testing.assert_allclose(padded.reliability[..., :2], two.reliability, atol=1e-5)
     np.testing.assert_array_equal(padded.maps[:, :, :, :, 2], 0)
@@ -53,15 +65,9 @@ def test_padding_changes_nothing():
 def test_a_lone_valid_shot_checks_itself():
     """K = 3 with one valid shot has the reliability of K = 1."""
     case = episode()
-    valid = case["shot_valid"].at[:, :, 1:].set(False)
-    one = make(
-        case,
-        support=tuple(s[:, :, :1] for s in case["support"]),
-        cue_fg=case["cue_fg"][:, :, :1],
-        cue_bg=case["cue_bg"][:, :, :1],
-        shot_valid=case["shot_valid"][:, :, :1],
-    )
-    got = make(case, shot_valid=valid)
+    valid = case["valid"].at[:, :, 1:].set(False)
+    one = make(at(case, [0]))
+    got = make(case, valid=valid)
     np.testing.assert_allclose(got.reliability[..., :1], one.reliability, atol=1e-6)
 
 
@@ -80,9 +86,9 @@ def test_a_shot_that_matches_the_others_is_more_reliable():
     case = {
         "query": (jnp.asarray(support[:, 0, 0]),),
         "support": (jnp.asarray(support),),
-        "cue_fg": jnp.asarray(fg),
-        "cue_bg": jnp.asarray(1 - fg),
-        "shot_valid": jnp.ones((1, 1, 3), bool),
+        "fg": jnp.asarray(fg),
+        "bg": jnp.asarray(1 - fg),
+        "valid": jnp.ones((1, 1, 3), bool),
     }
     reliability = np.asarray(make(case).reliability)[0, 0, 0]
     assert (reliability[:, 2] < reliability[:, :2].min(axis=1)).all()
@@ -99,13 +105,13 @@ def test_a_shot_that_matches_the_others_is_more_reliable():
 )
 def test_odd_cues_stay_finite(name, fg, bg):
     case = episode(k=2)
-    shape = case["cue_fg"].shape
+    shape = case["fg"].shape
     filled = (
         jnp.zeros(shape).at[..., 5, 7].set(1.0)
         if fg == "pixel"
         else jnp.full(shape, fg)
     )
-    priors = make(case, cue_fg=filled, cue_bg=jnp.full(shape, bg))
+    priors = make(case, fg=filled, bg=jnp.full(shape, bg))
     parts = [np.asarray(part, np.float32) for part in jax.tree.leaves(priors)]
     assert all(np.isfinite(part).all() for part in parts)
     # A cue that shows no foreground says nothing of the class.
@@ -114,28 +120,16 @@ def test_odd_cues_stay_finite(name, fg, bg):
 
 def test_repeated_shots_count_once():
     """[A, A, B] says what [A, B] says: reliabilities alike, A's share halved."""
-    case = episode(k=2)
-    repeat = lambda x: x[:, :, jnp.array([0, 0, 1])]  # noqa: E731
-    twice = make(
-        case,
-        support=tuple(repeat(s) for s in case["support"]),
-        **{x: repeat(case[x]) for x in ("cue_fg", "cue_bg", "shot_valid")},
-    )
-    once = make(case)
+    case, order = episode(k=2), jnp.array([0, 0, 1])
+    twice, once = make(at(case, order)), make(case)
     np.testing.assert_array_equal(once.share, 1.0)
     np.testing.assert_allclose(twice.share, np.full((2, 1, 3), [0.5, 0.5, 1]))
-    order = jnp.array([0, 0, 1])
     np.testing.assert_allclose(
         twice.reliability, once.reliability[..., order], atol=1e-5
     )
     # Copies alone are one shot: nothing but the check on itself.
-    same = lambda x: x[:, :, jnp.array([0, 0])]  # noqa: E731
-    copies = make(
-        case,
-        support=tuple(same(s) for s in case["support"]),
-        **{x: same(case[x]) for x in ("cue_fg", "cue_bg", "shot_valid")},
-    )
-    alone = make(case, shot_valid=case["shot_valid"].at[:, :, 1].set(False))
+    copies = make(at(case, [0, 0]))
+    alone = make(case, valid=case["valid"].at[:, :, 1].set(False))
     np.testing.assert_allclose(
         copies.reliability[..., 1], alone.reliability[..., 0], atol=1e-5
     )
@@ -143,17 +137,11 @@ def test_repeated_shots_count_once():
 
 @pytest.mark.parametrize("change", ["another stroke", "another picture", "padding"])
 def test_what_is_no_repeat_counts_in_full(change):
-    case = episode(k=2)
-    same = lambda x: x[:, :, jnp.array([0, 0])]  # noqa: E731
-    case = {
-        **case,
-        "support": tuple(same(s) for s in case["support"]),
-        **{x: same(case[x]) for x in ("cue_fg", "cue_bg")},
-    }
-    point = jnp.zeros_like(case["cue_fg"])
+    case = at(episode(k=2), [0, 0])
+    point = jnp.zeros_like(case["fg"])
     if change == "another stroke":
-        case["cue_fg"] = point.at[:, :, 0, 3, 3].set(1).at[:, :, 1, 9, 9].set(1)
-        case["cue_bg"] = point
+        case["fg"] = point.at[:, :, 0, 3, 3].set(1).at[:, :, 1, 9, 9].set(1)
+        case["bg"] = point
     elif change == "another picture":
         other = episode(k=2, seed=9)["support"]
         mixed = [
@@ -164,21 +152,16 @@ def test_what_is_no_repeat_counts_in_full(change):
         ]
         case["support"] = tuple(mixed)
     else:
-        case["shot_valid"] = case["shot_valid"].at[:, :, 1].set(False)
+        case["valid"] = case["valid"].at[:, :, 1].set(False)
     np.testing.assert_array_equal(make(case).share[:, :, 0], 1.0)
 
 
 def test_no_shots_at_all():
     case = episode(k=1)
-    none = {
-        "support": tuple(s[:, :, :0] for s in case["support"]),
-        **{x: case[x][:, :, :0] for x in ("cue_fg", "cue_bg", "shot_valid")},
-    }
-    priors = make(case, **none)
+    none = at(case, jnp.zeros(0, int))
+    priors = make(none)
     assert priors.maps.shape == (2, 1, 2, 4, 0, *GRID)
-    text = make(
-        case, **none, text=jnp.ones((2, 1, 3, 3)), text_valid=jnp.ones((2, 1), bool)
-    )
+    text = make(none, text=jnp.ones((2, 1, 3, 3)), text_valid=jnp.ones((2, 1), bool))
     assert bool(text.text_valid.all()) and not text.text_reliability.any()
 
 
@@ -187,7 +170,7 @@ def test_no_gradient_breaks_on_empty_cues():
     grad = jax.jit(
         jax.grad(
             lambda s: make(
-                case, support=s, cue_fg=case["cue_fg"] * 0, cue_bg=case["cue_bg"] * 0
+                case, support=s, fg=case["fg"] * 0, bg=case["bg"] * 0
             ).maps.sum()
         )
     )(case["support"])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffup_jax.methods import decision
+from diffup_jax.methods.prior import decision
 
 CUT = jax.jit(decision.of_greatest_iou)
 

@@ -1,103 +1,60 @@
 """DiffUp as a method: the contract, and the laws of the design."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
-from diffup_jax import backbones
-from diffup_jax.methods import diffup, prior
-from diffup_jax.types import CUES, TEXT_LENGTH, DiffUpError, Episode
+from diffup_jax import backbones, methods
+from diffup_jax.methods import asked, diffup, prior
+from diffup_jax.methods.diffup.options import (
+    DecoderSettings,
+    DiffUpSettings,
+    ProcessSettings,
+    SamplerSettings,
+)
+from diffup_jax.methods.prior.options import PriorSettings
+from diffup_jax.types import DiffUpError
+from tests.episodes_made import (
+    SIZE,
+    changed,
+    rows_at,
+    rubbish_in,
+    shots_at,
+    squares,
+    way_of,
+)
 
-SIZE = 64
 BACKBONE = backbones.get("tiny", weights="random")
-PRIOR = prior.Prior(
-    BACKBONE,
-    prior.PriorSettings(
-        levels=(),
-        scales=(1.0,),
-        temperature=0.05,
-        fusion_temperature=0.1,
-        grid_stride=8,
-        affinity_stride=16,
-    ),
-)
-LOSSES = diffup.LossSettings(
-    time_bias=2.0,
-    first_step=0.5,
-    from_own=0.4,
-    from_prior=0.35,
-    self_conditioning=0.5,
-    prior_dropout=0.2,
-    prior_gamma=0.3,
-    dice=1.0,
-    error=0.2,
-    quality=0.2,
-)
+PRIOR = prior.Prior(BACKBONE, PriorSettings(temperature=0.05))
+# Everything that a config can switch on.
 METHOD = diffup.DiffUp(
-    prior=PRIOR,
-    decoder=diffup.DecoderSettings(
-        size="S",
-        mask_stride=4,
-        query_rgb=True,
-        layout=True,
-        affinity=True,
-        scm=True,
-        dqm=True,
+    PRIOR,
+    DiffUpSettings(
+        decoder=DecoderSettings(size="S"),
+        process=ProcessSettings(diffusion=True, condition_strength=0.5),
+        sampler=SamplerSettings(steps=2, samples=2, warm_start=True, threshold="iou"),
     ),
-    process=diffup.ProcessSettings(
-        diffusion=True, signal_scale=1.0, condition_strength=0.5
-    ),
-    sampler=diffup.SamplerSettings(
-        steps=2,
-        eta=1.0,
-        samples=2,
-        warm_start=True,
-        prior_dropout=0.2,
-        threshold="iou",
-    ),
-    losses=LOSSES,
 )
-PREDICT = jax.jit(METHOD.predict)
+PREDICT = jax.jit(functools.partial(asked, METHOD))
+MEAN = jax.jit(
+    lambda keys, case: asked(PRIOR, {"backbone": BACKBONE.params}, keys, case).maps
+)
 KEYS = jax.random.split(jax.random.key(1), 2)
 
 
-def episode(b=2, n=1, k=3, seed=0) -> Episode:
-    """Coloured squares on noise; the cue is the whole square."""
-    rng = np.random.default_rng(seed)
-
-    def picture(colour):
-        image = rng.integers(0, 120, (SIZE, SIZE, 3), dtype=np.uint8)
-        y, x = rng.integers(4, 32, 2)
-        mask = np.zeros((SIZE, SIZE), np.float32)
-        mask[y : y + 24, x : x + 24] = 1
-        image[mask > 0] = colour
-        return image, mask
-
-    colours = [(230, 40, 40), (40, 230, 40), (40, 60, 240)]
-    support = np.zeros((b, n, k, SIZE, SIZE, 3), np.uint8)
-    fg = np.zeros((b, n, k, SIZE, SIZE), np.float32)
-    query = np.zeros((b, SIZE, SIZE, 3), np.uint8)
-    target = np.zeros((b, n, SIZE, SIZE), np.float32)
-    for i in range(b):
-        query[i], target[i, 0] = picture(colours[i % 3])
-        for j, shot in np.ndindex(n, k):
-            support[i, j, shot], fg[i, j, shot] = picture(colours[(i + j) % 3])
-    return Episode(
-        query=jnp.asarray(query),
-        query_mask=jnp.asarray(target),
-        query_valid=jnp.ones((b, SIZE, SIZE), bool),
-        support=jnp.asarray(support),
-        cue_fg=jnp.asarray(fg),
-        cue_bg=jnp.asarray(1 - fg),
-        cue_kind=jnp.full((b, n, k), CUES.index("mask"), jnp.int32),
-        text_ids=jnp.zeros((b, n, TEXT_LENGTH), jnp.int32),
-        shot_valid=jnp.ones((b, n, k), bool),
-        text_valid=jnp.zeros((b, n), bool),
-        class_id=jnp.zeros((b, n), jnp.int32),
-    )
+def settings(method=METHOD, **sections):
+    """The method with fields of these sections of its settings replaced."""
+    parts = {
+        name: msgspec.structs.replace(getattr(method.settings, name), **fields)
+        for name, fields in sections.items()
+    }
+    changed = msgspec.structs.replace(method.settings, **parts)
+    return dataclasses.replace(method, settings=changed)
 
 
 def randomised(params):
@@ -110,75 +67,76 @@ def randomised(params):
 
 @pytest.fixture(scope="module")
 def params():
-    return randomised(METHOD.init(jax.random.key(0), episode()))
+    return randomised(METHOD.init(jax.random.key(0), squares()))
+
+
+def test_it_is_a_method():
+    assert isinstance(METHOD, methods.Method)
+    assert methods.get("diffup") is diffup.DiffUp
+    one = settings(process={"diffusion": False}, sampler={"threshold": "half"})
+    assert one.in_words() == "one forward, cut at 1/2"
+    told = "diffusion, 2 steps, 2 samples, cut for the greatest expected IoU"
+    assert METHOD.in_words() == told
 
 
 def test_the_contract(params):
-    case = episode()
-    prob, maps = PREDICT(params, KEYS, case)
-    assert prob.shape == case.query_mask.shape
+    case = squares()
+    prob, threshold, maps = PREDICT(params, KEYS, case)
+    assert prob.shape == case.query.mask.shape
     assert float(prob.min()) >= 0 and float(prob.max()) <= 1
-    threshold = maps.pop("threshold")
     assert threshold.shape == prob.shape[:2]
     assert 0 < float(threshold.min()) <= float(threshold.max()) <= 0.5
     assert set(maps) == {"prior_mean", "prior_variance", "uncertainty", "spread"}
     assert all(x.shape == prob.shape for x in maps.values())
     assert float(maps["spread"].max()) > 0
     assert float(prob.std()) > 0
+    np.testing.assert_allclose(
+        maps["uncertainty"], np.sqrt(prob * (1 - prob)), atol=1e-5
+    )
 
 
 def test_shots_permute_and_padding_is_ignored(params):
-    case = episode(k=3)
-    prob, _ = PREDICT(params, KEYS, case)
-    order = jnp.array([2, 0, 1])
-    fields = ("support", "cue_fg", "cue_bg", "cue_kind", "shot_valid")
-    moved = case._replace(**{f: getattr(case, f)[:, :, order] for f in fields})
-    np.testing.assert_allclose(PREDICT(params, KEYS, moved)[0], prob, atol=2e-4)
+    case = squares(k=3)
+    prob = PREDICT(params, KEYS, case).probability
+    moved = PREDICT(params, KEYS, shots_at(case, [2, 0, 1])).probability
+    np.testing.assert_allclose(moved, prob, atol=2e-4)
 
-    valid = case.shot_valid.at[:, :, 2].set(False)
-    padded, _ = PREDICT(params, KEYS, case._replace(shot_valid=valid))
-    rubbish = case._replace(
-        shot_valid=valid,
-        support=case.support.at[:, :, 2].set(255),
-        cue_fg=case.cue_fg.at[:, :, 2].set(1.0),
-    )
-    np.testing.assert_allclose(PREDICT(params, KEYS, rubbish)[0], padded, atol=2e-4)
+    valid = case.support.valid.at[:, :, 2].set(False)
+    padded = PREDICT(params, KEYS, changed(case, valid=valid)).probability
+    rubbish = PREDICT(params, KEYS, rubbish_in(case, 2)).probability
+    np.testing.assert_allclose(rubbish, padded, atol=2e-4)
     assert float(jnp.abs(padded - prob).max()) > 1e-3  # the third shot did count
 
 
 def test_fifty_shots_in_one_call(params):
-    case = episode(b=1, k=50)
-    prob, maps = PREDICT(params, KEYS[:1], case)
-    assert prob.shape == case.query_mask.shape
-    assert all(np.isfinite(x).all() for x in (prob, *maps.values()))
+    case = squares(b=1, k=50)
+    found = PREDICT(params, KEYS[:1], case)
+    prob = found.probability
+    assert prob.shape == case.query.mask.shape
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
     order = np.random.default_rng(0).permutation(50)
-    fields = ("support", "cue_fg", "cue_bg", "cue_kind", "shot_valid")
-    moved = case._replace(**{f: getattr(case, f)[:, :, order] for f in fields})
-    np.testing.assert_allclose(PREDICT(params, KEYS[:1], moved)[0], prob, atol=2e-4)
+    moved = PREDICT(params, KEYS[:1], shots_at(case, order)).probability
+    np.testing.assert_allclose(moved, prob, atol=2e-4)
     # All but two padded: what two shots give.
-    two = case._replace(shot_valid=case.shot_valid.at[:, :, 2:].set(False))
-    few = case._replace(**{f: getattr(case, f)[:, :, :2] for f in fields})
-    answer, backbone = jax.jit(PRIOR.predict), {"backbone": BACKBONE.params}
+    two = changed(case, valid=case.support.valid.at[:, :, 2:].set(False))
+    got, expected = (MEAN(KEYS[:1], x) for x in (two, shots_at(case, [0, 1])))
     for name in ("prior_mean", "prior_variance"):
-        got, expected = (answer(backbone, KEYS[:1], c)[1][name] for c in (two, few))
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-5)
 
 
 def test_an_episode_depends_on_its_own_key_only(params):
-    case = episode()
-    prob, _ = PREDICT(params, KEYS, case)
-    swapped = jax.tree.map(lambda x: x[::-1], case)
-    np.testing.assert_allclose(
-        PREDICT(params, KEYS[::-1], swapped)[0][::-1], prob, atol=2e-4
-    )
-    again, _ = PREDICT(params, jax.random.split(jax.random.key(9), 2), case)
+    case = squares()
+    prob = PREDICT(params, KEYS, case).probability
+    swapped = PREDICT(params, KEYS[::-1], rows_at(case, [1, 0])).probability
+    np.testing.assert_allclose(swapped[::-1], prob, atol=2e-4)
+    again = PREDICT(params, jax.random.split(jax.random.key(9), 2), case).probability
     assert float(jnp.abs(again - prob).max()) > 1e-4
 
 
 def test_without_shots_nothing_is_claimed(params):
-    case = episode()
-    none = case._replace(shot_valid=jnp.zeros_like(case.shot_valid))
-    prob, maps = PREDICT(params, KEYS, none)
+    case = squares()
+    none = changed(case, valid=jnp.zeros_like(case.support.valid))
+    prob, _, maps = PREDICT(params, KEYS, none)
     assert np.isfinite(prob).all()
     np.testing.assert_allclose(maps["prior_mean"], 0.5, atol=1e-6)
     np.testing.assert_allclose(maps["prior_variance"], 0.25, atol=1e-6)
@@ -186,22 +144,15 @@ def test_without_shots_nothing_is_claimed(params):
 
 def test_ways_are_separate_tasks():
     """Two ways in one episode get the priors that each gets alone."""
-    both = episode(n=2)
-    answer = jax.jit(PRIOR.predict)
-    params = {"backbone": BACKBONE.params}
-    _, maps = answer(params, KEYS, both)
-    fields = ("query_mask", "support", "cue_fg", "cue_bg", "cue_kind")
-    fields += ("text_ids", "shot_valid", "text_valid", "class_id")
+    both = squares(n=2)
+    mean = MEAN(KEYS, both)["prior_mean"]
     for way in range(2):
-        alone = both._replace(**{f: getattr(both, f)[:, way : way + 1] for f in fields})
-        _, one = answer(params, KEYS, alone)
-        np.testing.assert_allclose(
-            maps["prior_mean"][:, way], one["prior_mean"][:, 0], atol=1e-4
-        )
+        alone = MEAN(KEYS, way_of(both, way))["prior_mean"]
+        np.testing.assert_allclose(mean[:, way], alone[:, 0], atol=1e-4)
 
 
 def test_loss_trains_the_decoder_alone_and_falls():
-    case = episode()
+    case = squares()
     params = METHOD.init(jax.random.key(0), case)
 
     @jax.jit
@@ -221,19 +172,21 @@ def test_loss_trains_the_decoder_alone_and_falls():
 
 
 def test_ignored_pixels_do_not_reach_the_loss(params):
-    case = episode()
-    valid = case.query_valid.at[:, :, :32].set(False)
+    case = squares()
+    query = case.query
+    valid = query.valid.at[:, :, :32].set(False)
     # z (what x_t is built from) may be the truth, so only the targets are compared.
-    only = dataclasses.replace(
-        METHOD, losses=dataclasses.replace(LOSSES, from_own=0.5, from_prior=0.5)
-    )
-    loss = jax.jit(only.loss)
-    first, _ = loss(params, KEYS, case._replace(query_valid=valid))
-    flipped = case.query_mask.at[..., :32].set(1 - case.query_mask[..., :32])
-    second, _ = loss(params, KEYS, case._replace(query_valid=valid, query_mask=flipped))
-    assert float(first) == pytest.approx(float(second), rel=1e-5)
-    third, _ = loss(params, KEYS, case._replace(query_mask=flipped))
-    assert abs(float(third) - float(first)) > 1e-3
+    blind = settings(losses={"from_own": 0.5, "from_prior": 0.5})
+    run = jax.jit(blind.loss)
+
+    def loss(**changes):
+        asked = case._replace(query=query._replace(**changes))
+        return float(run(params, KEYS, asked)[0])
+
+    flipped = query.mask.at[..., :32].set(1 - query.mask[..., :32])
+    first, second = loss(valid=valid), loss(valid=valid, mask=flipped)
+    assert first == pytest.approx(second, rel=1e-5)
+    assert abs(loss(mask=flipped) - first) > 1e-3
 
 
 SMALLEST = (
@@ -251,17 +204,21 @@ def test_law_of_the_interface(name):
     """
 
     def forms(backbone):
-        method = dataclasses.replace(
-            METHOD,
-            prior=dataclasses.replace(PRIOR, backbone=backbone),
-            decoder=dataclasses.replace(METHOD.decoder, mask_stride=28),
-        )
-        case = _shapes(episode(b=1, k=1), 224)
+        over = dataclasses.replace(PRIOR, backbone=backbone)
+        method = dataclasses.replace(METHOD, prior=over)
+        method = settings(method, decoder={"mask_stride": 28})
+        case = _shapes(squares(b=1, k=1), 224)
         params = jax.eval_shape(method.init, jax.random.key(0), case)
-        seen = jax.eval_shape(
-            lambda p, e: method._state(method.prepare(p, e), None), params, case
-        )
-        both = (params["decoder"], seen)
+
+        def seen(params, case):
+            made = method.prepare(params, case)
+            fused = method.prior.fuse(made.priors, made.floor)
+            observed = method.observe(
+                params, case.query, method.encode(params, case.support)
+            )
+            return method._facts(fused, made.extent, made.rgb), observed
+
+        both = (params["decoder"], jax.eval_shape(seen, params, case))
         return jax.tree.map(lambda x: (x.shape, x.dtype), both)
 
     assert forms(backbones.hollow(name)) == forms(BACKBONE)
@@ -283,8 +240,6 @@ def _shapes(case, size):
 
 
 def test_an_image_size_that_does_not_fit_is_refused():
-    bad = dataclasses.replace(
-        METHOD, decoder=dataclasses.replace(METHOD.decoder, mask_stride=5)
-    )
+    bad = settings(decoder={"mask_stride": 5})
     with pytest.raises(DiffUpError, match=r"multiple of 40"):
-        bad.init(jax.random.key(0), episode())
+        bad.init(jax.random.key(0), squares())

@@ -17,13 +17,13 @@ def priors(b, values, *, texts=0):
     kinds = (b, 1, LEVELS, OPERATORS, 1)
     return Priors(
         maps=jnp.broadcast_to(row, (*kinds, *row.shape)),
-        spread=None,
         valid=jnp.ones(kinds, bool),
         reliability=jnp.zeros(kinds),
         share=jnp.ones((b, 1, 1)),
         text_maps=jnp.broadcast_to(row, (b, 1, texts, *row.shape)),
         text_valid=jnp.ones((b, 1, texts), bool),
         text_reliability=jnp.zeros((b, 1, texts)),
+        rejected=jnp.zeros((b, 1, *row.shape)),
     )
 
 
@@ -84,3 +84,18 @@ def test_an_episode_does_not_depend_on_its_batch():
     )
     np.testing.assert_allclose(whole.maps[2:], alone.maps, atol=1e-6)
     np.testing.assert_array_equal(kept[2:], only)
+
+
+def test_text_is_left_out_as_visual_priors_are():
+    """One of its operators always stays where there was text; none comes anew."""
+    before = priors(400, [0.5, 1.0], texts=2)
+    known = (jnp.arange(400) >= 100)[:, None, None]
+    before = before._replace(text_valid=before.text_valid & known)
+    draws = Draws(jax.random.split(jax.random.key(0), 400))
+    after, _ = disturb(before, draws, dropout=0.2, log_gamma=SD)
+    valid = np.asarray(after.text_valid)[:, 0]
+    assert not valid[:100].any() and valid[100:].any(axis=1).all()
+    # Of two, each left out in a fifth of the draws, but never both.
+    np.testing.assert_allclose(valid[100:].mean(), 1 - 0.2 + 0.2**2 / 2, atol=0.04)
+    # Whatever is done to priors, what was rejected stays so.
+    np.testing.assert_array_equal(after.rejected, before.rejected)

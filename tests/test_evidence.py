@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax import evidence
+from diffup_jax.methods.prior import evidence
 
 
 def test_agreement_by_hand():
@@ -31,26 +31,6 @@ def test_presumed_background_by_hand():
     np.testing.assert_array_equal(got[0, 0, 0], [[0, 1], [1, 0]])
     for shot in got[0, 0, 1:]:
         np.testing.assert_array_equal(shot, [[0, 1], [1, 1]])
-
-
-def test_layout_is_where_the_telling_shots_have_the_class():
-    """A mask in the upper half, a scribble that tells nothing, padding."""
-    fg = np.zeros((1, 1, 3, 8, 8), np.float32)
-    bg = np.zeros_like(fg)
-    fg[0, 0, 0, :4] = 1
-    bg[0, 0, 0, 4:] = 1
-    fg[0, 0, 1, 7, 7] = 1
-    fg[0, 0, 2] = 1
-    for valid, expected in (((True, True, False), 1.0), ((False, True, False), 0.0)):
-        found = evidence.layout(
-            jnp.asarray(fg),
-            jnp.asarray(bg),
-            jnp.asarray([[valid]]),
-            share=jnp.ones((1, 1, 3)),
-            grid=(4, 4),
-        )
-        np.testing.assert_allclose(found[0, 0, :2], expected, atol=1e-5)
-        np.testing.assert_allclose(found[0, 0, 2:], 0, atol=1e-5)
 
 
 def test_extent_counts_the_shots_that_tell_it():
@@ -135,3 +115,41 @@ def test_extent_of_a_repeated_shot_counts_once():
         ),
         rtol=1e-5,
     )
+
+
+def judged(support, valid=None, share=None, same=None):
+    """Which shots judge, and what each counts, as {shot: count}."""
+    k = len(support)
+    which, counts = evidence.judges(
+        jnp.asarray(support, jnp.float32).reshape(k, 1, 1, -1),
+        valid=jnp.ones(k, bool) if valid is None else jnp.asarray(valid),
+        same=jnp.eye(k, dtype=bool) if same is None else jnp.asarray(same),
+        share=jnp.ones(k) if share is None else jnp.asarray(share, jnp.float32),
+    )
+    assert len(which) == min(k, evidence.MOST_JUDGES)
+    pairs = zip(which.tolist(), counts.tolist(), strict=True)
+    return {shot: count for shot, count in pairs if count}
+
+
+def test_the_judges_of_many_shots_are_those_most_like_the_mean():
+    """Of seven directions around a mean the two that lie furthest off judge none."""
+    angles = np.radians([0, 10, -10, 20, -20, 80, -80])
+    support = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert judged(support) == dict.fromkeys(range(5), 1)
+    # Their order changes nothing.
+    order = np.array([5, 3, 0, 6, 1, 4, 2])
+    assert set(order[list(judged(support[order]))].tolist()) == set(range(5))
+    # Few judge all, each by its share; padding judges none.
+    shares = [0.5, 0.5, 1, 1, 1]
+    valid = [True, True, True, False, True]
+    assert judged(support[:5], valid, shares) == {0: 0.5, 1: 0.5, 2: 1, 4: 1}
+
+
+def test_of_copies_one_judges_in_full():
+    angles = np.radians([0, 0, 0, 10, -10, 80, 0])
+    support = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    same = np.eye(7, dtype=bool)
+    same[np.ix_([0, 1, 2], [0, 1, 2])] = True
+    share = [1 / 3, 1 / 3, 1 / 3, 1, 1, 1, 1]
+    valid = np.arange(7) < 6
+    assert judged(support, valid, share, same) == {0: 1, 3: 1, 4: 1, 5: 1}

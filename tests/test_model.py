@@ -13,6 +13,7 @@ from diffup_jax import in_turn, methods
 from diffup_jax.data import episode, frames, pipeline, protocols
 from diffup_jax.data.episode import Example
 from diffup_jax.data.episodes import Draw
+from diffup_jax.data.pictures import _opened
 from diffup_jax.data.sources import open_split
 from diffup_jax.model import Model
 from diffup_jax.types import DiffUpError
@@ -275,11 +276,9 @@ def test_a_phrase_is_asked_of_any_picture(source, drawn):
 
 def test_files_are_written_whole(task, source, drawn, tmp_path):
     result = task.predict(source.image(drawn[1][0]))
-    mask, probability, overlay = result.save(tmp_path / "out" / "q")
-    np.testing.assert_array_equal(
-        np.asarray(datasets.Image.open(mask)), result.mask * 255
-    )
-    found = np.asarray(datasets.Image.open(probability)) / 65535
-    np.testing.assert_allclose(found, result.probability, atol=1e-5)
-    assert datasets.Image.open(overlay).size == result.mask.shape[::-1]
+    paths = result.save(tmp_path / "out" / "q")
+    mask, probability, overlay = (np.asarray(_opened(path)) for path in paths)
+    np.testing.assert_array_equal(mask, result.mask * 255)
+    np.testing.assert_allclose(probability / 65535, result.probability, atol=1e-5)
+    assert overlay.shape[:2] == result.mask.shape
     assert result._repr_png_().startswith(b"\x89PNG")

@@ -1,28 +1,24 @@
 """DiffUp without diffusion: the same decoder answers once, from nothing."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffup_jax import images
-from diffup_jax.methods import decision, objective
-from diffup_jax.methods.prior.correction import Strokes
-from tests.test_diffup import KEYS, LOSSES, METHOD, episode, randomised
+from diffup_jax.methods.prior import decision
+from diffup_jax.types import Strokes
+from tests.episodes_made import squares
+from tests.test_diffup import KEYS, METHOD, randomised, settings
 
-CASE = episode()
-SIZE = CASE.query.shape[1:3]
+CASE = squares()
+SIZE = CASE.query.image.shape[1:3]
 OTHER_KEYS = jax.random.split(jax.random.key(9), 2)
-ONE = dataclasses.replace(
-    METHOD,
-    process=dataclasses.replace(METHOD.process, diffusion=False),
-    sampler=dataclasses.replace(
-        METHOD.sampler, steps=1, samples=1, warm_start=False, prior_dropout=0.0
-    ),
-    losses=dataclasses.replace(LOSSES, prior_dropout=0.0, prior_gamma=0.0),
+DISTURBED = settings(
+    process={"diffusion": False},
+    sampler={"steps": 1, "samples": 1, "warm_start": False},
 )
+ONE = settings(DISTURBED, losses={"prior_dropout": 0.0, "prior_gamma": 0.0})
 
 
 @pytest.fixture(scope="module")
@@ -35,60 +31,54 @@ def prepared(params):
     return jax.jit(ONE.prepare)(params, CASE)
 
 
-@jax.jit
-def answer(params, keys, prepared, strokes=None):
-    return ONE.predict_prepared(params, keys, prepared, SIZE, query_strokes=strokes)
+@pytest.fixture(scope="module")
+def observed(params):
+    memory = jax.jit(ONE.encode)(params, CASE.support)
+    return jax.jit(ONE.observe)(params, CASE.query, memory)
+
+
+ANSWER = jax.jit(ONE.answer)
 
 
 @pytest.fixture(scope="module")
 def said(params, prepared):
-    """The logits of the network at R, given nothing."""
+    """The logits of the network at R."""
 
     @jax.jit
     def run(params, prepared):
-        facts = objective.facts_of(ONE._state(prepared))
-        nothing = jnp.zeros_like(facts.mean)
-        out = ONE._network.apply(
-            {"params": params["decoder"]},
-            facts,
-            nothing,
-            jnp.ones(len(nothing)),
-            nothing,
-        )
-        return out.logits
+        fused = ONE.prior.fuse(prepared.priors, prepared.floor)
+        facts = ONE._facts(fused, prepared.extent, prepared.rgb)
+        return ONE._network.apply({"params": params["decoder"]}, facts)
 
     return run(params, prepared)
 
 
-def test_the_mask_is_cut_where_its_expected_iou_is_greatest(params, prepared, said):
-    _, maps = answer(params, KEYS, prepared)
+def test_the_mask_is_cut_where_its_expected_iou_is_greatest(params, observed, said):
+    found = ANSWER(params, KEYS, observed, None)
     expected = decision.of_greatest_iou(jax.nn.sigmoid(said))
-    np.testing.assert_allclose(maps["threshold"][:, 0], expected, rtol=1e-4)
-    half = dataclasses.replace(
-        ONE, sampler=dataclasses.replace(ONE.sampler, threshold="half")
-    )
-    run = jax.jit(lambda *a: half.predict_prepared(*a, SIZE))
-    prob, plain = run(params, KEYS, prepared)
-    np.testing.assert_array_equal(plain["threshold"], 0.5)
-    np.testing.assert_array_equal(prob, answer(params, KEYS, prepared)[0])
+    np.testing.assert_allclose(found.threshold[:, 0], expected, rtol=1e-4)
+    half = settings(ONE, sampler={"threshold": "half"})
+    plain = jax.jit(half.answer)(params, KEYS, observed, None)
+    np.testing.assert_array_equal(plain.threshold, np.full((2, 1), 0.5))
+    np.testing.assert_array_equal(plain.probability, found.probability)
 
 
-def test_the_tree_is_that_of_diffusion_without_dqm():
+def test_the_network_is_the_inner_module_of_the_chain():
+    """Its tree is a part of the chain's, so a chain may begin with its parameters."""
     tree = jax.eval_shape(ONE.init, jax.random.key(0), CASE)["decoder"]
-    chain = jax.eval_shape(METHOD.init, jax.random.key(0), CASE)["decoder"]
-    del chain["quality_module"]
+    chain = jax.eval_shape(METHOD.init, jax.random.key(0), CASE)["decoder"]["decoder"]
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert shapes(tree) == shapes(chain)
 
 
-def test_the_answer_is_what_the_network_says_given_nothing(params, prepared, said):
-    prob, maps = answer(params, KEYS, prepared)
+def test_the_answer_is_what_the_network_says(params, observed, said):
+    prob, _, maps = ANSWER(params, KEYS, observed, None)
     expected = images.resize_maps(jax.nn.sigmoid(said), SIZE)
     np.testing.assert_allclose(prob[:, 0], expected, atol=1e-5)
     assert float(prob.std()) > 0
-    assert float(maps["spread"].max()) == 0
-    again, _ = answer(params, OTHER_KEYS, prepared)
-    np.testing.assert_array_equal(again, prob)
+    assert set(maps) == {"prior_mean", "prior_variance", "uncertainty"}
+    again = ANSWER(params, OTHER_KEYS, observed, None)
+    np.testing.assert_array_equal(again.probability, prob)
 
 
 def test_the_loss_is_bce_and_dice_of_that_answer(params, prepared, said):
@@ -102,38 +92,29 @@ def test_the_loss_is_bce_and_dice_of_that_answer(params, prepared, said):
     overlap, mass = ((x * v).sum(axis=(1, 2)) for x in (p * y, p + y))
     dice = np.mean(1 - (2 * overlap + 1) / (mass + 1))
     assert set(terms) == {"bce", "dice"}
-    assert float(loss) == pytest.approx(bce + LOSSES.dice * dice, rel=1e-4)
+    assert float(loss) == pytest.approx(bce + ONE.settings.losses.dice * dice, rel=1e-4)
     # Nothing is drawn but the disturbance of the priors, which is off here.
     assert float(jax.jit(ONE.loss_prepared)(params, OTHER_KEYS, prepared)[0]) == loss
 
 
 def test_the_disturbance_of_the_priors_is_drawn(params, prepared):
-    drawn = jax.jit(dataclasses.replace(ONE, losses=LOSSES).loss_prepared)
+    drawn = jax.jit(DISTURBED.loss_prepared)
     first, other = (float(drawn(params, k, prepared)[0]) for k in (KEYS, OTHER_KEYS))
     assert abs(first - other) > 1e-4
 
 
-def test_samples_of_parts_of_the_priors_differ(params, prepared):
-    method = dataclasses.replace(
-        ONE, sampler=dataclasses.replace(ONE.sampler, samples=4, prior_dropout=0.5)
-    )
-    run = jax.jit(lambda *a: method.predict_prepared(*a, SIZE))
-    _, maps = run(params, KEYS, prepared)
-    assert float(maps["spread"].max()) > 1e-3
-
-
-def test_strokes_are_honoured_and_the_mask_is_not_read(params, prepared):
-    shape = CASE.query_mask.shape
+def test_strokes_are_honoured_and_the_mask_is_not_read(params, observed):
+    shape = CASE.query.mask.shape
     fg = jnp.zeros(shape).at[:, :, 30:34, 30:34].set(1)
     bg = jnp.zeros(shape).at[:, :, 4:8, 50:54].set(1)
-    plain, _ = answer(params, KEYS, prepared)
-    prob, maps = answer(params, KEYS, prepared, Strokes(fg, bg))
-    np.testing.assert_array_equal(maps["threshold"], 0.5)
+    plain = ANSWER(params, KEYS, observed, None).probability
+    prob, threshold, _ = ANSWER(params, KEYS, observed, Strokes(fg, bg))
+    np.testing.assert_array_equal(threshold, np.full((2, 1), 0.5))
     assert (prob[fg > 0] == 1).all() and (prob[bg > 0] == 0).all()
     elsewhere = (fg + bg) == 0
     assert float(jnp.abs(prob - plain)[elsewhere].max()) > 0.02
-    masked, _ = answer(params, KEYS, prepared, Strokes(fg, bg, 1 - plain))
-    np.testing.assert_array_equal(masked, prob)
+    masked = ANSWER(params, KEYS, observed, Strokes(fg, bg, 1 - plain))
+    np.testing.assert_array_equal(masked.probability, prob)
 
 
 def test_it_learns():

@@ -21,7 +21,8 @@ def folder(tmp_path_factory):
     names = [f"picture{i:03d}" for i in (2, 10, 18)]
     pictures = [next((root / "images").glob(f"{name}.*")) for name in names]
     for name in names:
-        labels = np.asarray(Image.open(root / "masks" / f"{name}.png"))
+        with Image.open(root / "masks" / f"{name}.png") as file:
+            labels = np.asarray(file)
         picture = Image.fromarray(((labels == 3) * 255).astype(np.uint8))
         picture.save(root / f"{name}_mask.png")
     return root, pictures
@@ -113,7 +114,8 @@ def test_a_folder_is_segmented(folder, tmp_path, capsys):
     stems = [path.stem for path in pictures[1:]]
     assert written == sorted(f"{stem}_{end}" for stem in stems for end in endings)
     for path in pictures[1:]:
-        mask = np.asarray(Image.open(tmp_path / "out" / f"{path.stem}_mask.png"))
+        with Image.open(tmp_path / "out" / f"{path.stem}_mask.png") as file:
+            mask = np.asarray(file)
         assert mask.shape == datasets.SIZE and set(np.unique(mask)) <= {0, 255}
 
 
@@ -137,8 +139,9 @@ def test_it_says_what_python_says(folder, tmp_path):
     model = diffup_jax.load("prior", backbone="tiny", settings={"data.image_size": 64})
     task = model.fit([diffup_jax.Example(pictures[0], mask=mask)])
     result = task.predict(pictures[1])
-    found = Image.open(tmp_path / "out" / f"{pictures[1].stem}_probability.png")
-    np.testing.assert_allclose(np.asarray(found) / 65535, result.probability, atol=1e-4)
+    with Image.open(tmp_path / "out" / f"{pictures[1].stem}_probability.png") as found:
+        probability = np.asarray(found) / 65535
+    np.testing.assert_allclose(probability, result.probability, atol=1e-4)
     assert f"score {result.score:.2f}" in done.stdout
 
 

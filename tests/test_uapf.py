@@ -7,19 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffup_jax import uapf
+from diffup_jax.methods.prior import uapf
 
 
-def fuse(maps, valid, reliability, floor=0.01, share=None, within=None):
+def fuse(maps, valid, reliability, floor=0.01, share=None, rejected=None):
     share = np.ones(np.shape(valid)) if share is None else share
+    size = (*np.shape(maps)[:2], *np.shape(maps)[3:])
+    rejected = np.zeros(size) if rejected is None else rejected
     return uapf.fuse(
         jnp.asarray(maps, jnp.float32),
         jnp.asarray(valid),
-        within=within,
         reliability=jnp.asarray(reliability, jnp.float32),
         share=jnp.asarray(share, jnp.float32),
         temperature=0.1,
         floor=jnp.full(np.shape(maps)[:2], floor),
+        rejected=jnp.asarray(rejected, jnp.float32),
     )
 
 
@@ -135,28 +137,19 @@ def test_weights_are_a_mean_or_nothing(seed):
     np.testing.assert_allclose(weights.sum(axis=2)[:, 0], [1, 0], atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000))
-def test_a_pooled_group_stands_for_its_priors(seed):
-    """Of five priors the first three as one; invalid ones and shares included."""
-    maps, valid, r = case(seed)
-    share = np.random.default_rng(seed).uniform(0.2, 1, r.shape)
-    group = [jnp.asarray(x[:, :, :3]) for x in (valid, r, share)]
-    options = {"share": group[2], "temperature": 0.1}
-    weights = uapf.fusion_weights(*group[:2], **options)
-    known, reliability, one = uapf.pooled(*group[:2], **options)
-    mean = jnp.einsum("bnm,bnmpq->bnpq", weights, maps[:, :, :3])[:, :, None]
-    square = jnp.einsum("bnm,bnmpq->bnpq", weights, maps[:, :, :3] ** 2)[:, :, None]
-    joined = lambda x, y: np.concatenate([x, y[:, :, 3:]], axis=2)  # noqa: E731
-    pooled = fuse(
-        joined(mean, maps),
-        joined(known, valid),
-        joined(reliability, r),
-        share=joined(one, share),
-        within=jnp.asarray(joined(square - mean**2, 0 * maps), jnp.float32),
-    )
-    for got, expected in zip(pooled, fuse(maps, valid, r, share=share), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+def test_what_is_rejected_lowers_the_mean_alone():
+    maps, valid, r = case(0)
+    rejected = np.random.default_rng(1).random((2, 1, 3, 3))
+    rejected[0, 0, 0] = 0, 1, 0.25
+    mean, variance = fuse(maps, valid, r, rejected=rejected)
+    plain, unsure = fuse(maps, valid, r)
+    np.testing.assert_allclose(mean, plain * (1 - rejected), atol=1e-6)
+    assert mean[0, 0, 0, 0] == plain[0, 0, 0, 0] and mean[0, 0, 0, 1] == 0
+    np.testing.assert_array_equal(variance, unsure)
+    # Also where nothing else is known.
+    mean, variance = fuse(maps, np.zeros_like(valid), r, rejected=rejected)
+    np.testing.assert_allclose(mean, 0.5 * (1 - rejected), atol=1e-6)
+    np.testing.assert_array_equal(variance, uapf.MAX_VARIANCE)
 
 
 def test_no_priors_at_all():
@@ -235,7 +228,7 @@ def test_gradients_are_finite_without_priors():
                 share=jnp.ones((1, 1, 2)),
                 temperature=0.1,
                 floor=jnp.zeros((1, 1)),
-                within=None,
+                rejected=jnp.zeros((1, 1, 2, 2)),
             )
         )
     )(jnp.ones((1, 1, 2, 2, 2)))
