@@ -65,6 +65,10 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in names}
 
 
+def _drawn(steps: int, samples: int) -> dict[str, Any]:
+    return {"diffup.sampler.steps": steps, "diffup.sampler.samples": samples}
+
+
 _BIASED = _without(_PLAIN, "diffup.losses.time_bias")
 _STATES = _without(_BIASED, "diffup.losses.from_own", "diffup.losses.from_prior")
 _FRESH = {**_STATES, "diffup.sampler.eta": 1.0}
@@ -80,8 +84,17 @@ _PARTS: dict[str, dict[str, Any]] = {
     "decoder L": {"diffup.decoder.size": "L"},
 }
 
-# Name -> settings that differ from the config. Rows that differ in `diffup.sampler` only share
-# a decoder.
+# Steps and samples that "full" is drawn with too.
+_SAMPLERS = {
+    "1 step, 1 sample": (1, 1),
+    "2 steps, 1 sample": (2, 1),
+    "4 steps, 1 sample": (4, 1),
+    "4 steps, 4 samples": (4, 4),
+    "10 steps, 1 sample": (10, 1),
+}
+
+# Name -> settings that differ from the config. Rows that differ in
+# `diffup.sampler` only share a decoder.
 ROWS: dict[str, dict[str, Any]] = {
     "one forward": {},
     **{f"one forward, {name}": part for name, part in _PARTS.items()},

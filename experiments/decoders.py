@@ -53,21 +53,11 @@ class Kept(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Those rows of a cache, in the form of a cache, that a fold trains on.
-
-    method: over the backbone that made them.
-    """
+    """Kept training episodes over one backbone; `numbers`: the rows to train on."""
 
     method: Any
     cache: prior_cache.PriorCache
     numbers: np.ndarray
-
-    @property
-    def episodes(self) -> int:
-        return len(self.numbers)
-
-    def batch(self, rows: np.ndarray) -> Any:
-        return self.cache.batch(self.numbers[rows])
 
 
 def train_rows(
@@ -123,19 +113,18 @@ def trained(settings: Settings, rows: Sequence[Rows], *, file: Path) -> dict[str
     step = training.make_step(
         method.loss_prepared, tx, _mesh(), ema_decay=options.ema_decay, seed=seed
     )
-    parts = [
-        prior_cache.batches(
-            turn,
-            steps=len(range(at, options.steps, n)),
-            batch_size=options.batch_size,
-            seed=seed,
+
+    def read(number):
+        turn = rows[number % n]
+        chosen = prior_cache.rows_of_step(
+            number // n, options.batch_size, episodes=len(turn.numbers), seed=seed
         )
-        for at, turn in enumerate(rows)
-    ]
-    dataset = grain.MapDataset.range(options.steps).map(lambda i: parts[i % n][i // n])
+        return turn.cache.batch(turn.numbers[chosen])
+
+    dataset = grain.MapDataset.range(options.steps).map(read)
     ahead = dataset.to_iter_dataset(grain.ReadOptions(1, 2))
     with tqdm(total=options.steps, unit="step", desc=file.stem, mininterval=10) as bar:
-        for batch, _ in ahead:
+        for batch in ahead:
             state, metrics = step(state, frozen, batch)
             if bar.n % 50 == 49:
                 bar.set_postfix(loss=f"{float(metrics['loss']):.3f}", refresh=False)

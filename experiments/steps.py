@@ -61,11 +61,11 @@ def main() -> None:
             jax.block_until_ready(compiled(*arguments))
             if repeat:  # the first call warms up
                 seconds.append(time.monotonic() - began)
-    size = settings.data.image_size
+    size, own = settings.data.image_size, settings.diffup
     print(
         f"{settings.backbone.name} at {size} x {size}, decoder "
-        f"{settings.diffup.decoder.size}, mask stride {settings.diffup.decoder.mask_stride}, "
-        f"{settings.diffup.sampler.samples} samples; {jax.devices()[0].device_kind}, "
+        f"{own.decoder.size}, mask stride {own.decoder.mask_stride}, "
+        f"{own.sampler.samples} samples; {jax.devices()[0].device_kind}, "
         f"medians of {options.repeats}"
     )
     medians = {count: statistics.median(run[2]) for count, run in runs.items()}
