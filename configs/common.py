@@ -1,7 +1,7 @@
 """What every config begins with: the defaults of diffup_jax/config.py, to be changed.
 
 Any value can be set on the command line: `--config.train.steps=100`. Unknown keys are
-refused. Paths may hold environment variables. docs/config.md lists every key.
+refused. Paths may hold environment variables. `diffup config` lists every key.
 """
 
 from ml_collections import ConfigDict

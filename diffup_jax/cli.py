@@ -2,6 +2,7 @@
 
     diffup predict --model M --example A --mask A.png --query Q --out DIR
     diffup doctor DATA [--kind KIND] [--split SPLIT]
+    diffup config [METHOD]
     diffup backbones list [NAME ...]
     diffup backbones fetch NAME [--weights WEIGHTS]
 
@@ -89,6 +90,23 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "method", nargs="?", default="diffup", help="whose sections; diffup"
+    )
+
+
+def _config(options: argparse.Namespace) -> int:
+    from diffup_jax import config, sections
+
+    settings = config.settings_type(options.method)(method=options.method)
+    rows = list(sections.lines(settings, "config"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, may_be in rows:
+        print(f"{name:{widths[0]}}  {value:{min(widths[1], 34)}}  {may_be}")
+    return 0
+
+
 def _backbones_arguments(parser: argparse.ArgumentParser) -> None:
     _add_words(parser, BACKBONES, into="action")
 
@@ -154,6 +172,11 @@ COMMANDS = {
         "Check every file of a data set and list every problem (exit status 1).",
         _doctor_arguments,
         _doctor,
+    ),
+    "config": Command(
+        "Every value of a config: its default, and what it may be.",
+        _config_arguments,
+        _config,
     ),
     "backbones": Command(
         "The networks that see: list them, fetch their weights.",

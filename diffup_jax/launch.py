@@ -105,7 +105,7 @@ def _config_error(text: str, arguments: list[str]) -> str:
     return f"the config cannot be used: {text}"
 
 
-_KNOWN = "docs/config.md lists every key."
+_KNOWN = "`diffup config` lists every key."
 
 
 def _last_line(text: str) -> str:

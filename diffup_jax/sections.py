@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import json
 import operator
 import types
 import typing
@@ -124,6 +125,42 @@ def fields_with(section: Section, role: Role, name: str = "") -> dict[str, Any]:
         elif role in role_of(hint):
             found[full] = _json(value)
     return found
+
+
+def lines(section: Section, name: str) -> Iterator[tuple[str, str, str]]:
+    """(full name, its value, what it may be) of every field of a section."""
+    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
+        value, full = getattr(section, key), f"{name}.{key}"
+        if isinstance(value, Section):
+            yield from lines(value, full)
+        else:
+            yield full, json.dumps(_json(value)), _may_be(hint)
+
+
+def _may_be(hint: Any) -> str:
+    """A type with its range, in words."""
+    marks = getattr(hint, "__metadata__", ())
+    bare = typing.get_args(hint)[0] if marks else hint
+    if typing.get_origin(bare) is typing.Literal:
+        return " or ".join(typing.get_args(bare))
+    words = [word for mark in marks if isinstance(mark, OneOf) for word in mark.words]
+    if words:
+        return ", ".join(words)
+    args = typing.get_args(bare)
+    if typing.get_origin(bare) is dict:
+        return "sections by name"
+    if args:
+        most = "" if args[-1] is ... else f" ({len(args)})"
+        return f"several{most}: {_may_be(args[0])}"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(mark, bound)}"
+        for mark in marks
+        if isinstance(mark, msgspec.Meta)
+        for bound, sign in signs.items()
+        if getattr(mark, bound) is not None
+    ]
+    return " ".join([bare.__name__, *bounds])
 
 
 def role_of(hint: Any) -> Role:

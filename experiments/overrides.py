@@ -38,6 +38,6 @@ def config_of(
         for section in sections:
             part = part.get(section, {})
         if key not in part:
-            raise SystemExit(f"unknown setting {name!r}: see docs/config.md")
+            raise SystemExit(f"unknown setting {name!r}: see `diffup config`")
         part[key] = type(part[key])(value) if part[key] is not None else value
     return config
