@@ -15,7 +15,7 @@ def get_config(fold=None):
     config.data.test_split = "val2017"
     config.data.min_area = 0.0
     config.data.skip_small_classes = True
-    # Smaller objects than garments: no other size was better, docs/results.md.
+    # Smaller objects than garments: no other size was better, docs/log/results.md.
     config.prior.scales = (1.0,)
     config.train.steps = 300
     config.train.prior_cache = 1200

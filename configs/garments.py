@@ -16,13 +16,13 @@ def get_config(fold=None):
     config.data.test_split = "test"
     config.data.min_area = 0.01
     config.data.val_fraction = 0.1
-    # Three sizes, chosen on base classes of training images: docs/results.md.
+    # Three sizes, chosen on base classes of training images: docs/log/results.md.
     config.prior.scales = (0.33, 0.5, 0.67)
     config.diffup.decoder.size = "S"
     config.diffup.decoder.mask_stride = 8
-    # Chosen on base classes of held-out training images: docs/results.md.
+    # Chosen on base classes of held-out training images: docs/log/results.md.
     config.diffup.sampler.threshold = "iou"
-    # For process.diffusion, where 2 steps and 4 samples are enough (docs/results.md):
+    # For process.diffusion, where 2 steps and 4 samples are enough (docs/log/results.md):
     # x_t holds what the chain will hold, the decoder's own answers and the prior.
     config.diffup.losses.from_own = 0.6
     config.diffup.losses.from_prior = 0.4

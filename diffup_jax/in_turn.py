@@ -2,7 +2,7 @@
 
 Step i, from 0, is over backbone i mod n of config.backbone and config.train.also_over.
 A decoder sees nothing of a backbone but maps, so its parameters, the optimiser's state
-and the average are one for all. What that brings: docs/results.md. This project's
+and the average are one for all. What that brings: docs/log/results.md. This project's
 choice.
 """
 

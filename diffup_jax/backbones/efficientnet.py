@@ -118,7 +118,7 @@ def recipe_of(variant: Variant, *, dtype: Any) -> Recipe:
     return Recipe(
         module=EfficientNetLite(variant, dtype=dtype),
         levels=levels(variant),
-        # Chosen on base classes of training photographs: docs/results.md.
+        # Chosen on base classes of training photographs: docs/log/results.md.
         prior_levels=tuple(_level(6, variant.depths[5] - back) for back in (2, 1)),
         normalise=HALF,
         tables=tables(variant),

@@ -13,7 +13,7 @@ Intersection-over-Union Case", CVPR 2014). The less sure a method is, the furthe
 falls: over a backbone that it was not trained on a decoder still answers whole masks.
 
 No truth is looked at. The field cuts at 1/2, and so does the default; where (2) helped
-and where not: docs/results.md.
+and where not: docs/log/results.md.
 """
 
 from __future__ import annotations

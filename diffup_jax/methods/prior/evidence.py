@@ -34,7 +34,7 @@ the rest is background; what it misses of the object weighs little among so much
     (5) w- := 1 - w+ of shots whose cue says of at most half of the pixels what they are
 
 Without it nothing holds such a prior back from all that resembles the object a little,
-and assembly has no second side to choose (measured, docs/results.md).
+and assembly has no second side to choose (measured, docs/log/results.md).
 
 The equations are this project's choice.
 """

@@ -18,7 +18,7 @@ u_i the background texts.
 
 Features behind a ReLU share a large mean, which leaves all cosines high and alike;
 without it (2) and (3) tell cells apart, while (1), a difference, is worse for it
-(measured, docs/results.md).
+(measured, docs/log/results.md).
 
 Assembly and propagation follow PGMA-Net, by DiffUp's authors, (0) is INSID3's (arXiv
 2603.28480), (4) reads CLIP as MaskCLIP does (arXiv 2112.01071); the equations are this

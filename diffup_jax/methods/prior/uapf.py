@@ -14,7 +14,7 @@ var is to be the expected squared error of mu. How much the priors disagree (D) 
 too little about that: often all of them are wrong together. What each leaves open
 itself (O) says more, as P (1 - P) is the variance of a pixel that is foreground with
 probability P. It says little where the cut that suits the priors is far from 1/2. How D
-and O were set, and where they fail: docs/results.md.
+and O were set, and where they fail: docs/log/results.md.
 
 That the priors are turned into a mean and a variance map is DiffUp's
 (arXiv 2407.16182); reliabilities, weights and floor are this project's choice.
