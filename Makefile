@@ -74,19 +74,22 @@ lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .
 
 # Scenes that are there are kept, and training goes on from its last checkpoint. The
-# second evaluation gives the decoder another backbone, without training.
-DEMO = --config configs/quickstart_text.py --workdir runs/quickstart_text
+# second evaluation gives the decoder another backbone, without training; at the end it
+# segments pictures as a user's own.
+RUN = runs/quickstart_text
 demo: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 demo: .venv/.installed
 	$(BIN)/python -m data_prep.make_scenes --out runs/scenes --images $(SCENES) \
 	  --size 256 --seed 0
-	$(BIN)/python train.py $(DEMO)
-	$(BIN)/python eval.py $(DEMO) --output runs/quickstart_text/results.json
-	$(BIN)/python eval.py $(DEMO) --output runs/quickstart_text/swapped/results.json \
+	$(BIN)/python train.py --config configs/quickstart_text.py --workdir $(RUN)
+	$(BIN)/python eval.py --workdir $(RUN) --output $(RUN)/results.json
+	$(BIN)/python eval.py --workdir $(RUN) --output $(RUN)/swapped/results.json \
 	  --config.backbone.name=tiny_clip_m --config.eval.cues=mask,text \
 	  --config.eval.shots=0,1
-	@echo 'Results: runs/quickstart_text/results.json, swapped/results.json'
-	@echo 'Gallery: runs/quickstart_text/gallery.html'
+	$(BIN)/python -m data_prep.example_picture --model $(RUN) --scenes runs/scenes \
+	  --out $(RUN)/example.png
+	@echo 'Results: $(RUN)/results.json, $(RUN)/swapped/results.json'
+	@echo 'Pictures: $(RUN)/gallery.html, $(RUN)/example.png'
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .mypy_cache
