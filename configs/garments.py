@@ -22,7 +22,7 @@ def get_config(fold=None):
     config.diffup.decoder.mask_stride = 8
     # Chosen on base classes of held-out training images: docs/log/results.md.
     config.diffup.sampler.threshold = "iou"
-    # For process.diffusion, where 2 steps and 4 samples are enough (docs/log/results.md):
+    # For process.diffusion, where 2 steps and 4 samples are enough:
     # x_t holds what the chain will hold, the decoder's own answers and the prior.
     config.diffup.losses.from_own = 0.6
     config.diffup.losses.from_prior = 0.4

@@ -1,7 +1,7 @@
 """The picture of README.md: two examples of a thing, and the answer on other pictures.
 
-    python -m data_prep.example_picture --model runs/quickstart_text --scenes runs/scenes \
-        --out docs/example.png
+    python -m data_prep.example_picture --model runs/quickstart_text \
+        --scenes runs/scenes --out docs/example.png
 
 A class that the model never trained on (a novel class of its fold) in scenes that this
 project draws itself: a mask on the first example, a box on the second, and the answer

@@ -18,8 +18,8 @@ and t leans to noise. y, gradients stopped, is also the previous x0_hat
 (self-conditioning, arXiv 2208.04202) in a share of the draws.
 
 Every chain begins at (1), and with one step it ends there, so every draw trains it.
-What that brings, and what it does not: docs/log/results.md. In (5) nothing is drawn but the
-disturbance of the priors.
+What that brings, and what it does not: docs/log/results.md. In (5) nothing is drawn but
+the disturbance of the priors.
 
 Losses and draws: this project's choice.
 """

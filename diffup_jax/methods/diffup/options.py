@@ -37,7 +37,7 @@ class ProcessSettings(Section):
     """The diffusion process.
 
     diffusion: False = one forward of the decoder, as good in what was measured and
-    cheaper (docs/log/results.md); what follows and most of LossSettings is then not read.
+    cheaper (docs/results.md); what follows and most of LossSettings is then not read.
     True = the paper's. signal_scale: s; condition_strength: lambda, 0 = plain DDPM.
     """
 
