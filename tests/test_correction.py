@@ -5,18 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffup_jax.methods import correction
-from diffup_jax.methods.prior.correction import Strokes
-from diffup_jax.types import DiffUpError
-from tests.test_diffup import KEYS, METHOD, PREDICT, SIZE, episode, randomised
+from diffup_jax.methods.prior import correction
+from diffup_jax.types import DiffUpError, Strokes
+from tests.episodes_made import SIZE, rows_at, squares
+from tests.test_diffup import KEYS, METHOD, randomised
 
-CASE = episode(n=2)
-SHAPE = CASE.query_mask.shape
-
-
-@jax.jit
-def answer(params, keys, case, strokes):
-    return METHOD.predict(params, keys, case, query_strokes=strokes)
+CASE = squares(n=2)
+SHAPE = CASE.query.mask.shape
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +19,23 @@ def params():
     return randomised(METHOD.init(jax.random.key(0), CASE))
 
 
+@jax.jit
+def observe(params, case):
+    memory = METHOD.encode(params, case.support)
+    return METHOD.observe(params, case.query, memory)
+
+
+ANSWER = jax.jit(METHOD.answer)
+
+
 @pytest.fixture(scope="module")
-def plain(params):
-    return PREDICT(params, KEYS, CASE)
+def observed(params):
+    return observe(params, CASE)
+
+
+@pytest.fixture(scope="module")
+def plain(params, observed):
+    return ANSWER(params, KEYS, observed, None)
 
 
 def strokes(seed=0, mask=None):
@@ -42,17 +51,18 @@ def strokes(seed=0, mask=None):
     return Strokes(*map(jnp.asarray, said), mask)
 
 
-def test_without_strokes_the_answer_is_the_plain_one(params, plain):
+def test_without_strokes_the_answer_is_the_plain_one(params, observed, plain):
     nothing = jnp.zeros(SHAPE)
-    found = answer(params, KEYS, CASE, Strokes(nothing, nothing))
+    found = ANSWER(params, KEYS, observed, Strokes(nothing, nothing))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), found, plain)
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_stroke_is_honoured_and_reaches_further(params, plain, restart):
-    drawn = strokes(mask=plain[0] if restart else None)
-    prob, maps = answer(params, KEYS, CASE, drawn)
+def test_a_stroke_is_honoured_and_reaches_further(params, observed, plain, restart):
+    drawn = strokes(mask=plain.probability if restart else None)
+    prob, threshold, maps = ANSWER(params, KEYS, observed, drawn)
     assert float(prob.min()) >= 0 and float(prob.max()) <= 1
+    np.testing.assert_array_equal(threshold, 0.5)
     for way in range(2):
         other = np.asarray(drawn.fg[:, 1 - way]) > 0
         mine, not_mine = (np.asarray(x[:, way]) > 0 for x in drawn[:2])
@@ -60,22 +70,24 @@ def test_a_stroke_is_honoured_and_reaches_further(params, plain, restart):
         # What is another way's foreground is no longer this way's.
         assert (prob[:, way][(not_mine | other) & ~mine] == 0).all()
     said = np.asarray(drawn.fg + drawn.bg).any(axis=1)[:, None]
-    moved = np.abs(np.asarray(prob - plain[0]))
+    moved = np.abs(np.asarray(prob - plain.probability))
     assert (moved * ~said).max() > 0.05
     assert float(maps["uncertainty"][drawn.fg > 0].max()) < 1e-3
 
 
-def test_the_mask_is_what_the_chain_restarts_from(params):
-    masks = [jnp.full(SHAPE, value) for value in (0.1, 0.9)]
-    low, high = (answer(params, KEYS, CASE, strokes(mask=mask))[0] for mask in masks)
+def test_the_mask_is_what_the_chain_restarts_from(params, observed):
+    low, high = (
+        ANSWER(params, KEYS, observed, strokes(mask=jnp.full(SHAPE, value))).probability
+        for value in (0.1, 0.9)
+    )
     assert float((high - low).mean()) > 0.01
 
 
-def test_episodes_permute(params, plain):
-    drawn = strokes(mask=plain[0])
-    prob, _ = answer(params, KEYS, CASE, drawn)
-    swap = lambda tree: jax.tree.map(lambda x: x[::-1], tree)  # noqa: E731
-    moved, _ = answer(params, KEYS[::-1], swap(CASE), swap(drawn))
+def test_episodes_permute(params, observed, plain):
+    drawn = strokes(mask=plain.probability)
+    prob = ANSWER(params, KEYS, observed, drawn).probability
+    turned = [rows_at(x, [1, 0]) for x in (KEYS, observed, drawn)]
+    moved = ANSWER(params, *turned).probability
     np.testing.assert_allclose(moved[::-1], prob, atol=2e-4)
 
 
@@ -97,10 +109,43 @@ def test_a_contradiction_says_nothing():
 
 
 @pytest.mark.parametrize("name", ["fg", "bg", "mask"])
-def test_another_shape_is_refused(params, name):
+def test_another_shape_is_refused(params, observed, name):
     bad = strokes(mask=jnp.zeros(SHAPE))._replace(**{name: jnp.zeros((2, 1, 8, 8))})
-    with pytest.raises(DiffUpError, match=rf"query_strokes\.{name} has shape"):
-        jax.eval_shape(lambda p: answer(p, KEYS, CASE, bad), params)
+    with pytest.raises(DiffUpError, match=rf"strokes\.{name} has shape"):
+        jax.eval_shape(METHOD.answer, params, KEYS, observed, bad)
+
+
+def slow_similarity(levels):
+    """Features less their mean, resized to 16 x 16; cosines; the mean over levels."""
+    found = []
+    for features in levels:
+        b, *_, c = features.shape
+        centred = features - features.mean(axis=(1, 2), keepdims=True)
+        small = jax.image.resize(centred, (b, 16, 16, c), "linear", antialias=True)
+        flat = np.asarray(small, np.float64).reshape(b, 256, c)
+        flat = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
+        found.append(flat @ flat.swapaxes(1, 2))
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(16, 16, 8)],  # the grid itself
+        [(24, 24, 8)],  # finer, few channels: the features are resized
+        [(20, 20, 512)],  # finer, more channels than cells: their products are
+        [(6, 6, 8)],  # coarser
+        [(5, 7, 64)],
+        [(24, 20, 8), (5, 5, 512), (16, 16, 300)],
+    ],
+)
+def test_similarity_is_the_mean_of_cosines_on_one_grid(shapes):
+    rng = np.random.default_rng(0)
+    levels = tuple(
+        jnp.asarray(1 + rng.normal(size=(2, *shape)), jnp.float32) for shape in shapes
+    )
+    got = correction.similarity(levels)
+    np.testing.assert_allclose(got, slow_similarity(levels), atol=2e-4)
 
 
 class TestEvidence:
