@@ -204,11 +204,13 @@ def _print(console: Console, cells, members, *, caption: str) -> None:
 
 
 def _caption(facts: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> str:
+    backbone = ""
+    if facts["backbone"]:
+        backbone = f"{facts['backbone']} (weights {facts['weights_digest']}); "
     setting = (
         f"{facts['dataset']} fold {facts['fold']}, protocol {facts['protocol']}, "
-        f"{facts['image_size']} px, {facts['ways']}-way; {facts['backbone']} "
-        f"(weights {facts['weights_digest']}); {method(facts)}, weights "
-        f"{facts['weights']}, seed {facts['seed']}; interval: 95 % bootstrap"
+        f"{facts['image_size']} px, {facts['ways']}-way; {backbone}{method(facts)}, "
+        f"weights {facts['weights']}, seed {facts['seed']}; interval: 95 % bootstrap"
     )
     lines = [setting]
     told = dict.fromkeys(each["convention"] for each in members if each["convention"])
