@@ -21,6 +21,7 @@ from diffup_jax.backbones import recipe
 from diffup_jax.data import cues, episodes, protocols
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.options import DataSettings
+from diffup_jax.methods.prior.options import PriorSettings, Scales
 from diffup_jax.sections import (
     FREE,
     KEPT,
@@ -53,7 +54,10 @@ class Over(Section):
 
     weights: Annotated[str, FREE] = ""
     levels: tuple[str, ...] = ()
-    scales: tuple[float, ...] = (1.0,)
+    scales: Scales = (1.0,)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from PriorSettings(levels=self.levels, scales=self.scales).problems()
 
 
 class TrainSettings(Section):

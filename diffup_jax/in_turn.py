@@ -73,15 +73,8 @@ def open_turns(settings: Settings, source: Source) -> tuple[Turn, ...]:
 
     Raises:
       DiffUpError: for a backbone, weights, levels or an image size that cannot be used,
-        with the name of the backbone that is meant; for further backbones of a method
-        without priors.
+        with the name of the backbone that is meant.
     """
-    if settings.train.also_over and not hasattr(settings, "prior"):
-        raise DiffUpError(
-            f"config.train.also_over names {sorted(settings.train.also_over)}, but "
-            f"method {settings.method!r} has no priors that backbones could differ in; "
-            "leave it out."
-        )
     return tuple(
         _opened(name, each, source) for name, each in _in_turn(settings).items()
     )
@@ -170,8 +163,15 @@ def _in_turn(settings: Settings) -> dict[str, Settings]:
     """Settings of a run over each backbone that its training takes in turn.
 
     The first, named "", are the run's own; the others differ from them in the backbone,
-    its levels and scales, and have the names of config.train.also_over.
+    its levels and scales, and have the names of config.train.also_over. Raises
+    DiffUpError for further backbones of a method without priors.
     """
+    if settings.train.also_over and not hasattr(settings, "prior"):
+        raise DiffUpError(
+            f"config.train.also_over names {sorted(settings.train.also_over)}, but "
+            f"method {settings.method!r} has no priors that backbones could differ in; "
+            "leave it out."
+        )
     turns = {"": settings}
     for name, other in settings.train.also_over.items():
         replace = msgspec.structs.replace

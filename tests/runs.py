@@ -41,9 +41,6 @@ def get_config(root: str):
     config.data.workers = 0
     config.diffup.decoder.size = "S"
     config.diffup.decoder.mask_stride = 8
-    # More is drawn with it than without: harder to repeat bit for bit.
-    config.diffup.process.diffusion = True
-    config.diffup.sampler.steps = 2
     config.train.steps = STEPS
     config.train.batch_size = 2
     config.train.max_shots = 1

@@ -21,10 +21,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def config(root):
-    """One forward, six steps, and `tiny_clip_s` as the second backbone."""
+    """Six steps, and `tiny_clip_s` as the second backbone."""
     config = runs.get_config(str(root))
-    config.diffup.process.diffusion = False
-    config.diffup.sampler.steps = 1
     config.train.steps = 6
     config.train.val_every = 100
     config.train.checkpoint_every = 3
@@ -38,6 +36,7 @@ def assert_equal(one, other):
 
 
 def test_the_same_backbone_in_turn_with_itself_is_a_plain_run(config, tmp_path):
+    config.train.steps = config.train.checkpoint_every = runs.STEPS  # compiled once
     config.train.also_over = {}
     plain = training.train(config, str(tmp_path / "plain"))
     own = {"weights": "random", "levels": (), "scales": config.prior.scales}

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from diffup_jax import backbones, evaluation, images, weights
+from diffup_jax import backbones, evaluation, images, methods, weights
 from diffup_jax.data import episodes, pipeline, protocols
-from diffup_jax.data.cues import Conventions
+from diffup_jax.data.options import DataSettings
 from diffup_jax.data.sources import open_source
-from diffup_jax.methods.prior import Prior, PriorSettings
-from diffup_jax.methods.prior.text import TextTable
+from diffup_jax.methods.prior import Prior
+from diffup_jax.methods.prior.options import PriorSettings
+from diffup_jax.methods.prior.text import TextSpace
 from tests.real.test_squeezenet import FILES, SAME_THING
 
 # ImageNet's few classes that are no object: mountains, shores, walls, fences, blinds.
@@ -73,33 +74,33 @@ def score(realdata):
         source, classes, shots=1, count=_EACH * len(classes), seed=0
     )
 
-    @functools.cache
-    def predict_with(shift):
+    method = Prior(backbone, PriorSettings())
+    # In the place of what a text tower makes of the names of backgrounds.
+    method._found["text"] = TextSpace(vectors[list(SCENERY)], _TEMPERATURE)
+    ask = jax.jit(functools.partial(methods.asked, method))
+
+    def texts(shift):
         table = np.zeros((len(source.class_names), vectors.shape[1]), np.float32)
         for number, other in zip(classes, np.roll(classes, -shift), strict=True):
             own = sorted(SAME_THING[source.class_names[other]])
             table[number] = _units(vectors[own].mean(0))
-        text = TextTable(table, vectors[list(SCENERY)], _TEMPERATURE)
-        method = Prior(backbone, PriorSettings((), (1.0,), 0.1, 0.1, 8, 16), text=text)
-        return jax.jit(method.predict)
+        return table
 
     def asked(cue, shift=0):
-        predict = predict_with(shift)
         batches = pipeline.evaluation_batches(
             source,
             draws,
             numbers=range(len(draws)),
             cue=cue,
-            conventions=Conventions(box="tight", scribble="stroke", points=20),
             protocol=protocols.get("clean"),
-            image_size=_SIZE,
+            data=DataSettings(image_size=_SIZE),
             batch_size=8,
             seed=0,
+            texts=texts(shift),
             workers=0,
-            on_error="stop",
         )
         found = evaluation.evaluate(
-            lambda keys, episode: predict({"backbone": backbone.params}, keys, episode),
+            lambda keys, episode: ask({"backbone": backbone.params}, keys, episode),
             jax.random.key(0),
             batches,
             classes=classes,

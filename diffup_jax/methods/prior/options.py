@@ -11,6 +11,7 @@ from diffup_jax.backbones import prompts
 from diffup_jax.sections import KEPT, Above, AtLeast, Role, Section
 
 _Scale = Annotated[float, Above(0), Meta(le=4)]
+Scales = Annotated[tuple[_Scale, ...], Meta(min_length=1), KEPT]
 
 
 class TextSettings(Section):
@@ -54,7 +55,7 @@ class PriorSettings(Section):
     """
 
     levels: Annotated[tuple[str, ...], KEPT] = ()
-    scales: Annotated[tuple[_Scale, ...], Meta(min_length=1), KEPT] = (1.0,)
+    scales: Scales = (1.0,)
     temperature: Annotated[float, Above(0), KEPT] = 0.1
     # What a cache keeps is not fused yet.
     fusion_temperature: Annotated[float, Above(0), Role.RUN] = 0.1
