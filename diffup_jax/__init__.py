@@ -26,7 +26,7 @@ _HOME = {
     "Model": "model",
     "Result": "result",
     "Task": "model",
-    "load": "model",
+    "load": "loading",
 }
 __all__ = [*_HOME, "__version__"]
 

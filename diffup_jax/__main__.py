@@ -1,4 +1,4 @@
-"""F9: `python -m diffup_jax COMMAND ...`, the same as `diffup COMMAND ...`."""
+"""F10: `python -m diffup_jax COMMAND ...`, the same as `diffup COMMAND ...`."""
 
 # Under the guard: data workers import this file again, and need none of it.
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""F5: state, data position and config saved together, and restored exactly.
+"""F6: state, data position and config saved together, and restored exactly.
 
 Orbax writes each checkpoint aside and renames it, so a killed run never leaves a half
 one that looks whole. Checkpoints of another run or another model are refused before

@@ -1,4 +1,4 @@
-"""F9: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
+"""F10: the command line: `diffup COMMAND ...`, one row of COMMANDS each.
 
     diffup predict --model M --example A --mask A.png --query Q --out DIR
     diffup doctor DATA [--kind KIND] [--split SPLIT]

@@ -1,4 +1,4 @@
-"""F7: segment what is in your own pictures, in three lines.
+"""F8: segment what is in your own pictures, in three lines.
 
     model = diffup_jax.load("runs/garments")
     examples = [Example("a.jpg", mask="a.png"), Example("b.jpg", box=(9, 9, 80, 60))]
@@ -17,18 +17,15 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
-from diffup_jax import checkpoint, files, in_turn, methods, programs, training_data
-from diffup_jax import config as configs
+from diffup_jax import files
 from diffup_jax import weights as weight_files
-from diffup_jax.backbones import hub
 from diffup_jax.config import Settings
 from diffup_jax.data import episode
 from diffup_jax.data.episode import Example
@@ -37,52 +34,8 @@ from diffup_jax.methods import Method
 from diffup_jax.result import Result
 from diffup_jax.types import DiffUpError, Prediction, Query, Strokes
 
-# Of an exported model.
-_RUN, _WEIGHTS = "config.json", "model.safetensors"
-
-
-def load(
-    source: str | os.PathLike,
-    *,
-    backbone: str = "",
-    weights: str = "",
-    settings: Mapping[str, Any] | None = None,
-) -> Model:
-    """A model that answers.
-
-    Args:
-      source: the folder of a run (train.py's --workdir), a folder that `Model.save`
-        wrote, a Hugging Face id of such a folder, or the name of a training-free
-        method, "prior".
-      backbone, weights: another frozen network than the one trained with, see `diffup
-        backbones list`; no re-training is needed. weights alone: another file of it.
-      settings: any further values of the config, by full name:
-        {"prior.scales": (0.5, 1.0)}.
-
-    Raises:
-      DiffUpError: when there is no such model, and for settings or weights that cannot
-        be used.
-    """
-    programs.keep()
-    run, trained, name = _found(source)
-    changes = dict(settings or {})
-    if backbone:
-        changes |= {"backbone.name": backbone, "backbone.weights": weights}
-    elif weights:
-        changes["backbone.weights"] = weights
-    values = run["config"]
-    for key, value in changes.items():
-        values = _changed(values, key.split("."), value, key)
-    found = configs.from_config(values)
-    changed = configs.model_changes(found, run["config"]) if trained else []
-    if changed:
-        listed = "\n  ".join(changed)
-        raise DiffUpError(f"The model {name!r} was trained otherwise:\n  {listed}")
-    method, network = in_turn.open_method(found)
-    params = {} if network is None else {"backbone": network.params}
-    if trained:
-        params |= trained(method, found)
-    return Model(method, params, found, run, name)
+# Files of an exported model.
+RUN, WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,9 +99,9 @@ class Model:
         trained = {name: self.params[name] for name in self.method.trainable}
         with files.whole_or_absent(folder) as partial:
             partial.mkdir()
-            weight_files.save(partial / _WEIGHTS, jax.device_get(trained), half=False)
+            weight_files.save(partial / WEIGHTS, jax.device_get(trained), half=False)
             text = json.dumps(self.run, indent=2) + "\n"
-            files.write_whole(partial / _RUN, text)
+            files.write_whole(partial / RUN, text)
 
     def _texts(self, phrases: list[str | None]) -> np.ndarray | None:
         asked = [phrase for phrase in phrases if phrase is not None]
@@ -329,63 +282,4 @@ def _resized(values: np.ndarray, size: int) -> np.ndarray:
         Image.fromarray(values.astype(np.float32)).resize(
             (size, size), Image.Resampling.BOX
         )
-    )
-
-
-def _changed(values: Any, path: list[str], value: Any, name: str) -> dict[str, Any]:
-    """Nested values with one of them changed; what is unknown is told later."""
-    if not isinstance(values, Mapping):
-        raise DiffUpError(f"settings name {name!r}, which is no section of the config.")
-    first, *rest = path
-    inner = _changed(values.get(first, {}), rest, value, name) if rest else value
-    return {**values, first: inner}
-
-
-def _found(source: str | os.PathLike) -> tuple[dict[str, Any], Any, str]:
-    """(what config.run_facts says, trained(method, settings) -> params, a name).
-
-    `trained` is None of a training-free method.
-    """
-    name = os.path.expandvars(os.fspath(source))
-    folder = Path(name).expanduser()
-    if not folder.exists() and name in methods.names():
-        if methods.get(name).trainable:
-            raise DiffUpError(
-                f"method {name!r} is trained; name the folder of a run, or 'prior', "
-                "which needs no training."
-            )
-        return {"config": {"method": name}}, None, name
-    step = checkpoint.latest_step(str(folder))
-    if step is not None:
-
-        def trained(method, settings):
-            one = training_data.example(settings)
-            return checkpoint.trained_params(str(folder), method, one)[0]
-
-        return checkpoint.saved_run(str(folder), step), trained, f"{name} step {step}"
-    if (folder / _RUN).is_file() and (folder / _WEIGHTS).is_file():
-        paths = [folder / _RUN, folder / _WEIGHTS]
-    elif not folder.exists() and hub.ID.fullmatch(name):
-        paths = [hub.file(name, each) for each in (_RUN, _WEIGHTS)]
-    else:
-        raise DiffUpError(
-            f"no model at {name!r}; expected the folder of a run (train.py's "
-            "--workdir), one that Model.save wrote, a Hugging Face id, or 'prior' for "
-            "the training-free method."
-        )
-    run = files.read_json(paths[0], fix="Save the model again.")
-    configs.check_version(run, f"The model {name!r}")
-    return run, functools.partial(_exported, paths[1]), name
-
-
-def _exported(file: Path, method: Method, settings: Settings) -> dict[str, Any]:
-    shapes = jax.eval_shape(
-        method.init, jax.random.key(0), training_data.example(settings)
-    )
-    trained = {name: shapes[name] for name in method.trainable}
-    return weight_files.convert(
-        weight_files.own_layout(trained),
-        weight_files.read(file),
-        target_shapes=trained,
-        what=f"The model file {str(file)!r}",
     )

@@ -1,4 +1,4 @@
-"""F8: `diffup predict`: examples and pictures named on the command line, files out.
+"""F9: `diffup predict`: examples and pictures named on the command line, files out.
 
 An option that says something of an example (--mask, --box, ...) belongs to the
 --example before it, so any number of examples and cues can be mixed in one line.

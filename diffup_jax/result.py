@@ -1,4 +1,4 @@
-"""F2: an answer for one picture, as numpy arrays of the picture's own size."""
+"""F3: an answer for one picture, as numpy arrays of the picture's own size."""
 
 from __future__ import annotations
 

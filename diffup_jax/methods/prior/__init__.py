@@ -265,6 +265,7 @@ class Prior:
     ) -> Fused:
         """UAPF over the priors; `keep` drops whole levels and operators (training)."""
         b, n, levels, operators, shots = priors.maps.shape[:5]
+        m = levels * operators * shots
         if keep is None:
             keep = jnp.ones((b, levels, operators), bool)
         valid = priors.valid & keep[:, None, :, :, None]
@@ -276,9 +277,7 @@ class Prior:
 
         def joined(visual, text):
             """[b n l o k ...] and [b n t ...] as [b n m ...]."""
-            flat = visual.reshape(b, n, -1, *visual.shape[5:])
-            if not levels * operators * shots:
-                flat = visual.reshape(b, n, 0, *visual.shape[5:])
+            flat = visual.reshape(b, n, m, *visual.shape[5:])
             return jnp.concatenate([flat, text], axis=2)
 
         return Fused(
