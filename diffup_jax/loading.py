@@ -10,7 +10,15 @@ from typing import Any
 
 import jax
 
-from diffup_jax import checkpoint, files, in_turn, methods, programs, training_data
+from diffup_jax import (
+    checkpoint,
+    files,
+    in_turn,
+    methods,
+    programs,
+    sections,
+    training_data,
+)
 from diffup_jax import config as configs
 from diffup_jax import weights as weight_files
 from diffup_jax.backbones import hub
@@ -61,7 +69,8 @@ def load(
     params = {} if network is None else {"backbone": network.params}
     if trained:
         params |= trained(method, found)
-    return Model(method, params, found, run, name)
+    # A swapped backbone stays swapped in what `Model.save` writes.
+    return Model(method, params, found, {**run, "config": sections.plain(found)}, name)
 
 
 def _changed(values: Any, path: list[str], value: Any, name: str) -> dict[str, Any]:
