@@ -86,7 +86,8 @@ def prior_iou(
     @jax.jit
     def prior(query, support, cue):
         cue = images.area_average(cue, support.shape[1:3])
-        maps = jax.vmap(operators.prototype)(query, support, cue, 1 - cue)
+        direction = jax.vmap(operators.prototype)(support, cue, 1 - cue)
+        maps = jnp.einsum("epqc,ec->epq", query, direction)
         return images.resize_maps(images.min_max(maps), size)
 
     maps = []

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from diffup_jax import baft, checkpoint, scoring, training
-from diffup_jax import settings as setup
+from diffup_jax import config as configs
+from diffup_jax import in_turn, methods, scoring, training, training_data
 from diffup_jax.backbones import clip
 from diffup_jax.backbones.towers import Tower
-from diffup_jax.data import batches, episodes, lists, pipeline, protocols
-from diffup_jax.data.augment import Augment
-from diffup_jax.methods import disturbance
+from diffup_jax.data import batches, episodes, lists, pipeline, protocols, sources
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
 
@@ -49,94 +46,119 @@ def config(root, monkeypatch):
     return config
 
 
+TABLE = np.random.default_rng(0).normal(size=(len(NAMES), 5)).astype(np.float32)
+
+
+def opened(root, split, shots):
+    """Settings of the run, and one of its splits."""
+    settings = configs.from_config(runs.get_config(str(root)))
+    source = sources.open_split(settings.data, split, shots=shots, rule=None)
+    return settings, source
+
+
 def training_batch(root, kinds, *, size=48):
-    settings = setup.from_config(runs.get_config(str(root)))
-    source = setup.open_split(settings, "train", shots=1)
-    dataset = pipeline.training_dataset(
-        source, (1, 2, 3), seed=0, steps=2, batch_size=size, image_size=16, max_shots=2,
-        ways=1, cues=kinds, conventions=setup.conventions(settings),
-        fewest_points=settings.train.fewest_points,
-        augment=Augment(), on_error="stop", process_index=0, process_count=1,
+    settings, source = opened(root, "train", 1)
+    recipe = dataclasses.replace(
+        training_data.recipe_of(settings, source, (1, 2, 3), texts=(TABLE,)),
+        batch_size=size, max_shots=2, cues=kinds,
     )  # fmt: skip
+    dataset = pipeline.training_dataset(
+        recipe, steps=2, process_index=0, process_count=1
+    )
     return dataset[1].episode
+
+
+def fields(episode):
+    """Every array of an episode but those of text."""
+    support = episode.support._asdict() | episode.query._asdict()
+    return {k: v for k, v in support.items() if not k.startswith("text")}
 
 
 def test_text_among_the_training_cues_changes_nothing_but_itself(root):
     old, new = training_batch(root, WITHOUT), training_batch(root, WITH)
-    alone = ~new.shot_valid.any(axis=(1, 2))
-    assert not old.text_valid.any() and old.shot_valid.any(axis=(1, 2)).all()
-    for name in set(old._fields) - {"text_valid"}:
-        before, after = getattr(old, name), getattr(new, name)
+    alone = ~new.support.valid.any(axis=(1, 2))
+    assert not old.support.text_valid.any()
+    assert old.support.valid.any(axis=(1, 2)).all()
+    for (name, before), after in zip(
+        fields(old).items(), fields(new).values(), strict=True
+    ):
         assert (before[~alone] == after[~alone]).all(), name
-    for name in ("query", "query_mask", "query_valid", "class_id"):
-        assert (getattr(old, name) == getattr(new, name)).all(), name
-    assert new.text_valid[alone].all()
-    assert not new.support[alone].any() and not new.cue_fg[alone].any()
+    for before, after in zip(old.query, new.query, strict=True):
+        assert (before == after).all()
+    support, read = new.support, new.support.text_valid
+    assert read[alone].all()
+    assert not support.images[alone].any() and not support.fg[alone].any()
+    # The row of the table of the class that is asked for, nothing where none is read.
+    among = (support.text[read][:, None] == TABLE[None, [1, 2, 3]]).all(axis=-1)
+    assert (among.sum(axis=1) == 1).all() and among.any(axis=0).all()
+    assert not support.text[~read].any()
     # A third of 48 alone, half of the rest beside shots; 5 standard deviations wide.
     assert 1 <= alone.sum() <= 32
-    assert 1 <= new.text_valid[~alone].sum() < (~alone).sum()
-    only = training_batch(root, ("text",), size=8)
-    assert only.text_valid.all() and not only.shot_valid.any()
+    assert 1 <= read[~alone].sum() < (~alone).sum()
+    only = training_batch(root, ("text",), size=8).support
+    assert only.text_valid.all() and not only.valid.any()
 
 
 def test_text_is_no_shot_of_an_evaluation(root):
-    settings = setup.from_config(runs.get_config(str(root)))
-    source = setup.open_split(settings, "test", shots=3)
+    settings, source = opened(root, "test", 3)
     draws = episodes.clean_draws(source, (0, 4), shots=3, count=4, seed=0)
     empty = tuple(draw._replace(supports=((),)) for draw in draws)
 
     def batch(cue, draws=draws):
         (only,) = pipeline.evaluation_batches(
             source, draws, numbers=range(4), cue=cue, protocol=protocols.get("clean"),
-            conventions=setup.conventions(settings), image_size=16, batch_size=4,
-            seed=0, workers=0, on_error="stop",
+            data=settings.data, batch_size=4, seed=0, texts=TABLE, workers=0,
         )  # fmt: skip
+        asked = TABLE[only.class_ids] * only.episode.support.text_valid[..., None]
+        np.testing.assert_array_equal(only.episode.support.text, asked)
         return only.episode
 
     mixed, visual = batch("mask+text+point"), batch("mask+point")
-    assert mixed.text_valid.all() and not visual.text_valid.any()
-    for name in set(mixed._fields) - {"text_valid"}:
-        assert (getattr(mixed, name) == getattr(visual, name)).all(), name
+    assert mixed.support.text_valid.all() and not visual.support.text_valid.any()
+    for (name, one), other in zip(
+        fields(mixed).items(), fields(visual).values(), strict=True
+    ):
+        assert (one == other).all(), name
     for text, shots in ((batch("text"), 3), (batch("text", empty), 1)):
-        assert text.shot_valid.shape == (4, 1, shots) and not text.shot_valid.any()
-        assert text.text_valid.all() and not text.support.any()
-        assert (text.query == visual.query).all()
+        support = text.support
+        assert support.valid.shape == (4, 1, shots) and not support.valid.any()
+        assert support.text_valid.all() and not support.images.any()
+        assert (text.query.image == visual.query.image).all()
     with pytest.raises(DiffUpError, match=r"\[0\] supports"):
         batch("mask+text", empty)
 
 
 def test_text_changes_the_answer_only_where_it_is_valid(config):
     config.method = "prior"
-    settings = setup.from_config(config)
-    backbone = setup.make_backbone(settings)
-    assert setup.make_text(settings, backbone, NAMES, cues_asked=WITHOUT) is None
-    text = setup.make_text(settings, backbone, NAMES, cues_asked=["mask+text"])
-    assert text.classes.shape[0] == len(NAMES)
-    assert "a photo of a {name}" in text.told(settings.text.templates)
+    method, backbone = in_turn.open_method(configs.from_config(config))
+    table = method.embed_text(NAMES)
+    assert len(table) == len(NAMES)
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, atol=1e-5)
+    assert "a photo of a {name}" in method.text_in_words()
 
-    case = batches.blank(3, 1, 64)
-    rng = np.random.default_rng(0)
-    case.query[:] = rng.integers(0, 255, case.query.shape)
-    case.support[:] = rng.integers(0, 255, case.support.shape)
-    case.cue_fg[..., 8:40, 8:40] = 1
-    case.cue_bg[:] = 1 - case.cue_fg
-    case.shot_valid[:2] = True
-    case.text_valid[1:] = True  # mask; mask and text; text alone
+    case = batches.blank(3, 1, 64, text=table.shape[1])
+    support, rng = case.support, np.random.default_rng(0)
+    for pictures in (case.query.image, support.images):
+        pictures[:] = rng.integers(0, 255, pictures.shape)
+    support.fg[..., 8:40, 8:40] = True
+    support.bg[:] = ~support.fg
+    support.valid[:2] = True
+    support.text[:] = table[0]
+    support.text_valid[1:] = True  # mask; mask and text; text alone
     keys = jax.random.split(jax.random.key(0), 3)
     params = {"backbone": backbone.params}
+    ask = jax.jit(lambda case: methods.asked(method, params, keys, case).probability)
 
-    def answer(table):
-        method = setup.make_method(settings, backbone, text=table)
-        predict = jax.jit(method.predict)
-        return lambda case: np.asarray(predict(params, keys, case)[0])
+    def answer(**changes):
+        asked = case._replace(support=support._replace(**changes))
+        return np.asarray(ask(asked))
 
-    reading = answer(text)
-    seen, read = answer(None)(case), reading(case)
+    seen, read = answer(text=support.text[..., :0]), answer()
     np.testing.assert_allclose(read[0], seen[0], atol=1e-5)
     assert np.abs(read[1] - seen[1]).max() > 1e-3
     assert np.isfinite(read).all() and read[2].std() > 1e-3
     # Another class is another text.
-    other = reading(case._replace(class_id=case.class_id + 1))
+    other = answer(text=np.broadcast_to(table[1], support.text.shape))
     np.testing.assert_allclose(other[0], read[0], atol=1e-5)
     assert np.abs(other[2] - read[2]).max() > 1e-3
 
@@ -173,13 +195,13 @@ def test_zero_shot_and_mixtures_are_scored(config, tmp_path, capsys):
 
 def test_what_is_scored_with_how_many_shots(config, capsys):
     config.eval.cues, config.eval.shots = ("text", "mask", "box+text"), (0, 5, 1)
-    plan = scoring._plan(setup.from_config(config))
+    plan = scoring._plan(configs.from_config(config))
     both = ("mask", "box+text")
     assert list(plan.items()) == [(5, both), (1, both), (0, ("text",))]
     assert "0-shot: only text is scored, not mask, box+text" in capsys.readouterr().out
     config.eval.shots = (0,)
-    with pytest.raises(DiffUpError, match="'mask', expected a shot for each"):
-        setup.from_config(config)
+    with pytest.raises(DiffUpError, match="for 'mask' a shot for each"):
+        configs.from_config(config)
 
 
 @pytest.mark.parametrize("cue", ["text", "mask+text"])
@@ -203,42 +225,23 @@ def test_training_with_text_goes_on_where_it_was(config, tmp_path):
     whole = runs.saved_state(tmp_path, 2)
     assert all(np.isfinite(array).all() for array in whole.values())
     shutil.rmtree(tmp_path / "checkpoints" / "2")
-    config.text.backgrounds = ("sky", "road")
-    with pytest.raises(DiffUpError, match="config.text.backgrounds: was"):
+    config.prior.text.backgrounds = ("sky", "road")
+    with pytest.raises(DiffUpError, match="config.prior.text.backgrounds: was"):
         training.train(config, str(tmp_path))
-    config.text.backgrounds = ("default",)
+    config.prior.text.backgrounds = ("default",)
     training.train(config, str(tmp_path))
     runs.assert_same_bits(runs.saved_state(tmp_path, 2), whole)
 
 
-def test_a_run_from_before_text_cues_goes_on():
-    config = common.get_config()
-    facts = setup.plain(setup.from_config(config))
-    saved = {name: part for name, part in facts.items() if name != "text"}
-    checkpoint.check_same_run(facts, saved, "run")
-    facts["train"] = {**facts["train"], "cues": list(WITH)}
-    with pytest.raises(DiffUpError, match="config.text.temperature: was None, now 0.0"):
-        checkpoint.check_same_run(facts, saved, "run")
-
-
-def test_training_disturbs_text_as_it_does_visual_priors():
-    rng = np.random.default_rng(0)
-    b, n, t = 64, 2, len(baft.TEXT_OPERATORS)
-    maps = rng.random((b, n, t, 3, 3)).astype(np.float32)
-    maps[..., 0, 0] = 0
-    visual = jnp.zeros((b, n, 1, 1, 1))
-    priors = baft.Priors(
-        maps=jnp.zeros((b, n, 1, 1, 1, 3, 3)), spread=None, valid=visual > 0,
-        reliability=visual, share=jnp.ones((b, n, 1)), text_maps=jnp.asarray(maps),
-        text_valid=jnp.arange(b)[:, None, None] + jnp.zeros((1, n, t), int) > 4,
-        text_reliability=jnp.zeros((b, n, t)),
-    )  # fmt: skip
-    draws = disturbance.Draws(jax.random.split(jax.random.key(0), b))
-    after, _ = disturbance.disturb(priors, draws, dropout=0.2, log_gamma=0.3)
-    found = np.asarray(after.text_maps)
-    assert (found[..., 0, 0] == 0).all() and np.abs(found - maps).max() > 0.05
-    one, other = (np.argsort(x.reshape(b, n, t, 9), axis=-1) for x in (maps, found))
-    assert (one == other).all()  # monotone
-    valid = np.asarray(after.text_valid)
-    assert not valid[:5].any() and valid[5:].any(axis=-1).all()
-    assert not valid[5:].all()
+def test_how_text_is_read_is_free_where_none_is(root):
+    config = runs.get_config(str(root))
+    facts = configs.run_facts(configs.from_config(config), {})
+    config.prior.text.backgrounds = ("sky", "road")
+    changed = configs.from_config(config)
+    now = configs.run_facts(changed, {})
+    configs.check_same_run(changed, facts, now, "run")
+    config.train.cues = WITH
+    changed = configs.from_config(config)
+    now = configs.run_facts(changed, {})
+    with pytest.raises(DiffUpError, match="config.prior.text.backgrounds: was"):
+        configs.check_same_run(changed, facts, now, "run")
