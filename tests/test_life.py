@@ -117,8 +117,7 @@ def assert_evaluates(root: Path, workdir: Path, folder: Path) -> None:
         start_scoring(workdir, folder / "with", *given),
         start_scoring(workdir, folder / "without"),
     ]
-    for door in doors:
-        status, out, err = runs.finish(door)
+    for status, out, err in [runs.finish(door) for door in doors]:
         assert status == 0, err
         assert "mIoU" in out
     one, other = (
@@ -137,7 +136,7 @@ def assert_evaluates(root: Path, workdir: Path, folder: Path) -> None:
 def start_scoring(workdir: Path, folder: Path, *flags: str):
     return runs.door(
         *("eval", "--workdir", str(workdir), "--output", f"{folder}/results.json"),
-        *("--config.eval.cues=mask,box", "--config.eval.gallery=3", *flags),
+        *(*flags, "--config.eval.cues=mask,box", "--config.eval.gallery=3"),
         devices=2,
     )
 
