@@ -79,14 +79,14 @@ lint: .venv/.installed-lint
 RUN = runs/quickstart_text
 demo: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 demo: .venv/.installed
-	$(BIN)/python -m data_prep.make_scenes --out runs/scenes --images $(SCENES) \
+	$(BIN)/python -m demo.make_scenes --out runs/scenes --images $(SCENES) \
 	  --size 256 --seed 0
 	$(BIN)/python train.py --config configs/quickstart_text.py --workdir $(RUN)
 	$(BIN)/python eval.py --workdir $(RUN) --output $(RUN)/results.json
 	$(BIN)/python eval.py --workdir $(RUN) --output $(RUN)/swapped/results.json \
 	  --config.backbone.name=tiny_clip_m --config.eval.cues=mask,text \
 	  --config.eval.shots=0,1
-	$(BIN)/python -m data_prep.example_picture --model $(RUN) --scenes runs/scenes \
+	$(BIN)/python -m demo.example_picture --model $(RUN) --scenes runs/scenes \
 	  --out $(RUN)/example.png
 	@echo 'Results: $(RUN)/results.json, $(RUN)/swapped/results.json'
 	@echo 'Pictures: $(RUN)/gallery.html, $(RUN)/example.png'

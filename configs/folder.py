@@ -1,8 +1,8 @@
 """One's own images: `--config configs/folder.py:DIR` with DIR/CLASS/NAME.jpg and .png.
 
 All classes are novel: score a trained run on them, or --config.method=prior. To train
-on them as well, see diffup_jax/data/class_folders.py for splits and folds. Weights:
---config.backbone.weights=PATH.
+on them as well, see diffup_jax/data/readers/class_folders.py for splits and folds.
+Weights: --config.backbone.weights=PATH.
 """
 
 from configs import common

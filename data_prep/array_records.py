@@ -4,9 +4,10 @@
 
 makes the folder OUT/S, which `config.data.source = "array_record"` with
 `config.data.root = OUT` reads back with the same image ids, class lists, pixels, masks
-and instances, so with the same episodes (`diffup_jax/data/packed.py` says what a record
-holds). The images keep their original bytes. The folder is a tensorflow-datasets one:
-`tfds.data_source` and `tfds.builder_from_directory` read it too. No TensorFlow needed.
+and instances, so with the same episodes (`diffup_jax/data/readers/packed.py` says what
+a record holds). The images keep their original bytes. The folder is a
+tensorflow-datasets one: `tfds.data_source` and `tfds.builder_from_directory` read it
+too. No TensorFlow needed.
 
 Idempotent: a folder that was packed from these very files with these options is left
 alone. The shards are made in a folder aside, which is renamed when it is whole; what an
@@ -34,7 +35,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from diffup_jax.data import coco, packed
+from diffup_jax.data.readers import coco, packed
 from diffup_jax.data.sources import KINDS, Source, open_source
 from diffup_jax.files import left_aside, whole_or_absent
 from diffup_jax.types import DiffUpError

@@ -2,10 +2,10 @@
 
     python -m data_prep.folder --root DIR [--split all] [--folds N]
 
-reads what `diffup_jax/data/class_folders.py` reads (DIR/CLASS/NAME.jpg + NAME.png, or
-one COCO instances JSON), lists every problem it finds, and says how many images each
-class has. Without DIR/classes.json all classes are novel in fold 0: right for testing a
-trained network. To train on the folder itself, `--folds N` writes DIR/classes.json with
+reads what `diffup_jax/data/readers/class_folders.py` reads (DIR/CLASS/NAME.jpg and
+NAME.png, or one COCO instances JSON), lists every problem it finds, and says how many
+images each class has. Without DIR/classes.json all classes are novel in fold 0: right
+for testing a trained network. To train on the folder itself, `--folds N` writes DIR/classes.json with
 class k in fold k mod N; a file that is there with other folds is refused, because
 results are named after folds. Pictures are only read.
 """
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from data_prep import command
 from data_prep.command import Row
-from diffup_jax.data import class_folders, rasters
+from diffup_jax.data import rasters
+from diffup_jax.data.readers import class_folders
 from diffup_jax.files import write_whole
 from diffup_jax.types import DiffUpError
 

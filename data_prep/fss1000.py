@@ -2,7 +2,7 @@
 
     python -m data_prep.fss1000 --root DIR --lists LISTS
 
-makes and checks the layout that `diffup_jax/data/class_folders.py` reads
+makes and checks the layout that `diffup_jax/data/readers/class_folders.py` reads
 
     DIR/data/CLASS/1.jpg .. 10.jpg, 1.png .. 10.png
     DIR/splits/trn.txt (520), val.txt (240), test.txt (240)
@@ -28,7 +28,8 @@ from tqdm import tqdm
 from data_prep import command
 from data_prep.archives import unpack
 from data_prep.command import Row
-from diffup_jax.data import class_folders, rasters
+from diffup_jax.data import rasters
+from diffup_jax.data.readers import class_folders
 from diffup_jax.files import write_changed
 from diffup_jax.types import DiffUpError
 

@@ -2,7 +2,7 @@
 
     python -m data_prep.lvis92i --root DIR [--download]
 
-makes and checks the layout that `diffup_jax/data/lvis.py` reads
+makes and checks the layout that `diffup_jax/data/readers/lvis.py` reads
 
     DIR/annotations/lvis_v1_train.json, lvis_v1_val.json
     DIR/lvis92i.json                    the val images of each class, from which the
@@ -28,7 +28,7 @@ from data_prep import command
 from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.coco20i import ARCHIVES as COCO
 from data_prep.command import Row
-from diffup_jax.data import lvis
+from diffup_jax.data.readers import lvis
 from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 

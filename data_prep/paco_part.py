@@ -2,7 +2,7 @@
 
     python -m data_prep.paco_part --root DIR [--download]
 
-makes and checks the layout that `diffup_jax/data/paco_part.py` reads
+makes and checks the layout that `diffup_jax/data/readers/paco_part.py` reads
 
     DIR/annotations/paco_lvis_v1_train.json, paco_lvis_v1_val.json
     DIR/paco_part.json                  the part classes, 448, by category id: those
@@ -27,7 +27,7 @@ from data_prep import command
 from data_prep.archives import Archive, obtain, unpack
 from data_prep.command import Row
 from data_prep.lvis92i import image_names, images_rows
-from diffup_jax.data import paco_part, parts
+from diffup_jax.data.readers import paco_part, parts
 from diffup_jax.files import read_json, write_changed
 from diffup_jax.types import DiffUpError
 

@@ -2,7 +2,7 @@
 
     python -m data_prep.pascal5i --root DIR --archives DIR2 --lists LISTS
 
-makes and checks the layout that `diffup_jax/data/voc.py` reads
+makes and checks the layout that `diffup_jax/data/readers/voc.py` reads
 
     DIR/JPEGImages/                      17 125 images      from the VOC 2012 tar
     DIR/SegmentationClass/               2 913 masks        (SegmentationObject too)
@@ -51,7 +51,8 @@ from data_prep.archives import (
     unpack,
 )
 from data_prep.command import Row
-from diffup_jax.data import published, rasters, voc
+from diffup_jax.data import published, rasters
+from diffup_jax.data.readers import voc
 from diffup_jax.files import whole_or_absent, write_whole
 from diffup_jax.types import DiffUpError
 

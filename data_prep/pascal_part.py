@@ -2,7 +2,7 @@
 
     python -m data_prep.pascal_part --root DIR [--download]
 
-makes and checks the layout that `diffup_jax/data/pascal_part.py` reads
+makes and checks the layout that `diffup_jax/data/readers/pascal_part.py` reads
 
     DIR/JPEGImages/NAME.jpg                                from the VOC 2010 tar
     DIR/ImageSets/Main/train.txt, val.txt                  the same
@@ -39,7 +39,7 @@ from tqdm import tqdm
 from data_prep import command
 from data_prep.archives import Archive, below, obtain, unpack
 from data_prep.command import Row
-from diffup_jax.data import parts, pascal_part
+from diffup_jax.data.readers import parts, pascal_part
 from diffup_jax.files import read_json, read_text, write_changed, write_whole
 from diffup_jax.types import DiffUpError
 

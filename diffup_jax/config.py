@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from diffup_jax import methods, sections
-from diffup_jax.backbones import recipe
+from diffup_jax import backbones, methods, sections
+from diffup_jax.backbones import Backbone
 from diffup_jax.data import cues, episodes, protocols
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.options import DataSettings
@@ -244,6 +244,19 @@ def defaults(method: str) -> dict[str, Any]:
     return values(settings_type(method)(method=method))
 
 
+def open_method(settings: Settings) -> tuple[methods.Method, Backbone | None]:
+    """The method of a run over its backbone.
+
+    Raises:
+      DiffUpError: for a backbone, weights or levels that cannot be used.
+    """
+    kind, backbone = methods.get(settings.method), None
+    if kind.uses_backbone:
+        options = settings.backbone
+        backbone = backbones.get(options.name, weights=options.weights)
+    return kind.make(settings, backbone), backbone
+
+
 def require_text(settings: Settings, asked: Sequence[str]) -> None:
     """Raises DiffUpError if one of the cues is a text and the method reads none.
 
@@ -255,7 +268,7 @@ def require_text(settings: Settings, asked: Sequence[str]) -> None:
     told = f"The cues {', '.join(asked)} hold text, but "
     if not method.reads_text:
         raise DiffUpError(f"{told}method {method.name!r} reads none. Leave it out.")
-    if method.uses_backbone and recipe(name).text is None:
+    if method.uses_backbone and backbones.recipe(name).text is None:
         raise DiffUpError(
             f"{told}backbone {name!r} has no text tower. Use one that has, with "
             "--config.backbone.name=NAME (see the column 'text' of: diffup backbones "

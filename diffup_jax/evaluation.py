@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from diffup_jax import metrics
-from diffup_jax.data import frames
+from diffup_jax.data import resize
 from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.types import DiffUpError, Episode, Prediction
 
@@ -95,7 +95,7 @@ def evaluate(
 ) -> Evaluation:
     """Score `episodes` episodes of the fold's `classes`, with a progress bar.
 
-    `frame` is that of the protocol (see frames.py); `seed` and `resamples` are those of
+    `frame` is that of the protocol (see resize.py); `seed` and `resamples` are those of
     the bootstrap interval. Raises DiffUpError when the batches hold another number of
     episodes or nothing to score, and for whatever `metrics.update` and `predictions`
     refuse.
@@ -182,7 +182,7 @@ def _on_host(batch: EvaluationBatch, found: Prediction, frame: str) -> metrics.C
     for row, truth in enumerate(batch.truths):
 
         def own(values, row=row, shape=truth.valid.shape):
-            return np.stack([frames.leave(v, shape, frame=frame) for v in values[row]])
+            return np.stack([resize.leave(v, shape, frame=frame) for v in values[row]])
 
         mine = Prediction(
             own(found.probability),

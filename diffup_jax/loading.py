@@ -13,7 +13,6 @@ import jax
 from diffup_jax import (
     checkpoint,
     files,
-    in_turn,
     methods,
     programs,
     sections,
@@ -65,7 +64,7 @@ def load(
     if changed:
         listed = "\n  ".join(changed)
         raise DiffUpError(f"The model {name!r} was trained otherwise:\n  {listed}")
-    method, network = in_turn.open_method(found)
+    method, network = configs.open_method(found)
     params = {} if network is None else {"backbone": network.params}
     if trained:
         params |= trained(method, found)

@@ -22,7 +22,6 @@ from diffup_jax import (
     evaluation,
     evaluation_data,
     gallery,
-    in_turn,
     methods,
     report,
     sections,
@@ -60,7 +59,7 @@ def score_run(config: Any, *, workdir: str | None, output: str) -> list[dict[str
     configs.require_text(settings, asked)
     plan = _plan(settings)
     tests = [evaluation_data.open_test(settings, shots=shots) for shots in plan]
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     # Every list is of the same source, so of the same classes.
     texts = training_data.class_texts(method, tests[0].source, asked)
     if texts is not None:

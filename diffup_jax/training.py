@@ -20,7 +20,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from diffup_jax import checkpoint, evaluation, in_turn, methods, sections, training_data
+from diffup_jax import (
+    checkpoint,
+    evaluation,
+    methods,
+    multi_backbone,
+    sections,
+    training_data,
+)
 from diffup_jax import config as configs
 from diffup_jax.config import Settings, TrainSettings
 from diffup_jax.data import cues, pipeline, protocols, sources
@@ -54,7 +61,7 @@ def train(config: Any, workdir: str) -> TrainState:
             "with eval.py. Use --config.method=diffup."
         )
     options = settings.train
-    in_turn.require_text(settings)
+    multi_backbone.require_text(settings)
     if options.multi_host:
         jax.distributed.initialize()
     devices = jax.device_count()
@@ -77,10 +84,10 @@ def train(config: Any, workdir: str) -> TrainState:
     )
 
     # Model and state. A folder with another run is refused before anything is built.
-    over = in_turn.open_turns(settings, source)
-    recipe = in_turn.recipe_of(over, training, base)
+    over = multi_backbone.open_turns(settings, source)
+    recipe = multi_backbone.recipe_of(over, training, base)
     dataset = training_data.batches(recipe, steps=options.steps)
-    run = configs.run_facts(settings, in_turn.digests(over))
+    run = configs.run_facts(settings, multi_backbone.digests(over))
     done = checkpoint.latest_step(workdir)
     if done is not None:
         then = checkpoint.saved_run(workdir, done)
@@ -88,11 +95,13 @@ def train(config: Any, workdir: str) -> TrainState:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = optimiser(options)
     state, frozen = init_state(over[0].method, tx, settings, mesh)
-    frozen = [frozen, *(in_turn.frozen(turn, mesh) for turn in over[1:])]
+    frozen = [frozen, *(multi_backbone.frozen(turn, mesh) for turn in over[1:])]
     losses = [turn.method.loss for turn in over]
     workers = settings.data.workers
     if options.prior_cache:
-        dataset = in_turn.cached_batches(over, frozen, mesh, recipe, workdir=workdir)
+        dataset = multi_backbone.cached_batches(
+            over, frozen, mesh, recipe, workdir=workdir
+        )
         losses, workers = [turn.method.loss_prepared for turn in over], 0
     batches = pipeline.iterate(dataset, workers=workers)
     steps = [
@@ -307,7 +316,7 @@ def _validation_cue(trained: tuple[str, ...]) -> str:
 def _summary(settings, over, state, source, classes, left_out, first) -> str:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     lines = [
-        *in_turn.in_words(over),
+        *multi_backbone.in_words(over),
         f"method {settings.method}, {count / 1e6:.2f} M trained parameters",
         f"data {source.root}: {len(classes)} base classes of fold "
         f"{settings.data.fold}, images {settings.data.image_size} x "

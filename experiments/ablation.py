@@ -34,7 +34,7 @@ import msgspec
 import numpy as np
 
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods, sections, training_data
+from diffup_jax import methods, multi_backbone, sections, training_data
 from diffup_jax.files import write_whole
 from diffup_jax.sections import Role
 from experiments import decoders, overrides, splits
@@ -187,9 +187,9 @@ def _scored(options, asking, params: dict[str, Any]) -> dict[str, Any]:
         network, _, weights = options.swap.partition("=")
         other = configs.BackboneSettings(name=network, weights=weights)
         asking = msgspec.structs.replace(asking, backbone=other)
-    method, backbone = in_turn.open_method(asking)
+    method, backbone = configs.open_method(asking)
     texts = training_data.class_texts(method, split.test, [options.cue])
-    turn = in_turn.Turn("", asking, backbone, method, texts)
+    turn = multi_backbone.Turn("", asking, backbone, method, texts)
     tested = decoders.test_cache(
         asking, split, turn, cue=options.cue, folder=options.out / "cache"
     )

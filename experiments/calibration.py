@@ -31,7 +31,7 @@ import numpy as np
 from scipy import optimize
 
 from diffup_jax import config as configs
-from diffup_jax import evaluation, in_turn, methods
+from diffup_jax import evaluation, methods
 from diffup_jax.data import episodes, pipeline, protocols, sources
 from diffup_jax.methods.prior import uapf
 from diffup_jax.types import CUES
@@ -152,7 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     config = overrides.config_of(options.config, {"method": "prior"})
     settings = configs.from_config(config)
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     params = {"backbone": backbone.params}
     answer = jax.jit(functools.partial(methods.asked, method))  # once for all cues
 

@@ -37,7 +37,7 @@ from jaxtyping import Bool
 from scipy import ndimage
 
 from diffup_jax import config as configs
-from diffup_jax import evaluation_data, in_turn, metrics, scoring
+from diffup_jax import evaluation_data, metrics, scoring
 from diffup_jax.data import episodes, lists, pipeline, protocols, rasters, sources
 from diffup_jax.types import Strokes
 from experiments import decoders, overrides
@@ -102,7 +102,7 @@ def base_cases(settings) -> Cases:
 
 def load(settings, options):
     """The method and its parameters, of a run or of an ablation."""
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     if options.workdir:
         params, name = scoring.load(settings, method, backbone, options.workdir)
     else:

@@ -239,7 +239,7 @@ def _images(folder: Path) -> tuple[Path, str]:
     beside = Path(__file__).resolve().parents[2] / "shared" / "realdata"
     real = (Path(named) if named else beside) / "coco"
     if not real.is_dir():
-        from data_prep.make_scenes import make_scenes
+        from demo.make_scenes import make_scenes
 
         root = folder / "scenes"
         make_scenes(root, images=200, size=480, seed=0, val_fraction=0.2, processes=2)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from diffup_jax import (
     evaluation,
-    in_turn,
+    multi_backbone,
     prior_cache,
     sections,
     training,
@@ -71,7 +71,7 @@ def train_rows(
     # The fold decides which rows are taken, not what is in them; a seed is one of the
     # decoder's start, order and draws.
     settings = replace(settings, seed=0, data=replace(settings.data, **changes))
-    turns, mesh = in_turn.open_turns(settings, split.train), _mesh()
+    turns, mesh = multi_backbone.open_turns(settings, split.train), _mesh()
     recipe = training_data.recipe_of(settings, split.train, split.every)
     # The classes do not depend on the number of shots, see episodes.training_draw.
     drawn = [
@@ -88,7 +88,7 @@ def train_rows(
             turn.settings,
             turn.method,
             turn.backbone.digest,
-            in_turn.frozen(turn, mesh),
+            multi_backbone.frozen(turn, mesh),
             mesh,
             dataclasses.replace(recipe, texts=texts),
             episodes=count,
@@ -136,7 +136,12 @@ def trained(settings: Settings, rows: Sequence[Rows], *, file: Path) -> dict[str
 
 
 def test_cache(
-    settings: Settings, split: Split, turn: in_turn.Turn, *, cue: str, folder: Path
+    settings: Settings,
+    split: Split,
+    turn: multi_backbone.Turn,
+    *,
+    cue: str,
+    folder: Path,
 ) -> prior_cache.PriorCache:
     """The scored episodes with one cue, as `Kept`."""
     method, backbone = turn.method, turn.backbone

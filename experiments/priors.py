@@ -21,7 +21,7 @@ import time
 import jax
 
 from diffup_jax import config as configs
-from diffup_jax import evaluation, in_turn, methods, training_data
+from diffup_jax import evaluation, methods, training_data
 from diffup_jax.data import episodes, pipeline, protocols, sources
 from experiments import overrides
 
@@ -47,7 +47,7 @@ def score(
         )
     ]
     protocol = protocols.get("clean")
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     params = {"backbone": backbone.params}
     ask = jax.jit(functools.partial(methods.asked, method))
     batches = pipeline.evaluation_batches(

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods, training
+from diffup_jax import methods, training
 from diffup_jax.types import CUES, DiffUpError, Episode, Query, Support
 
 _SHOTS = (1, 5)
@@ -63,7 +63,7 @@ def queries(size: int, repeats: int) -> None:
     """Prints a line for each method and number of shots."""
     print("method  shots |  ms: whole  encode  second | whole / second")
     for name in ("prior", "diffup"):
-        method, _ = in_turn.open_method(_settings(name, size))
+        method, _ = configs.open_method(_settings(name, size))
         whole = jax.jit(functools.partial(methods.asked, method))
         encode, predict = jax.jit(method.encode), jax.jit(method.predict)
         for shots in _SHOTS:
@@ -88,7 +88,7 @@ def queries(size: int, repeats: int) -> None:
 def training_step(size: int, repeats: int) -> None:
     """Prints the line of one step of the training."""
     settings = _settings("diffup", size)
-    method, _ = in_turn.open_method(settings)
+    method, _ = configs.open_method(settings)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     tx = training.optimiser(settings.train)
     episode = jax.device_put(noise(_BATCH, 1, size, seed=0))

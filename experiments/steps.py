@@ -19,7 +19,7 @@ import time
 import jax
 
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods
+from diffup_jax import methods
 from experiments import overrides
 from experiments.speed import noise
 
@@ -43,7 +43,7 @@ def main() -> None:
             options.config, {**changes, "diffup.sampler.steps": count}, seed=0
         )
         settings = configs.from_config(config)
-        method, _ = in_turn.open_method(settings)
+        method, _ = configs.open_method(settings)
         episode = noise(1, 1, settings.data.image_size, seed=0)
         params = method.init(jax.random.key(0), episode)
         keys = jax.random.split(jax.random.key(1), 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from diffup_jax.data import frames
+from diffup_jax.data import resize
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.augment import augment as make_view
 
@@ -31,7 +31,7 @@ def augment(image, mask, ignore, **arguments):
 
 
 def plain(image, mask, ignore, *, size):
-    view = frames.enter_support(
+    view = resize.enter_support(
         image, mask[None], ignore, None, frame="square", size=size
     )
     return view.image, view.masks[0], view.ignore

@@ -45,7 +45,7 @@ def test_digest_names_the_weights(tmp_path):
 def test_packaged_weights_are_trained_ones():
     packaged = importlib.resources.files(backbones) / resnet.VARIANTS["tiny"].packaged
     if not packaged.is_file():
-        pytest.skip("tiny.safetensors is not built: run data_prep/pretrain_tiny.py")
+        pytest.skip("tiny.safetensors is not built: run demo/pretrain_tiny.py")
     by_none, by_empty = (backbones.get("tiny", weights=w) for w in (None, ""))
     assert by_none.weights == by_empty.weights == "packaged"
     assert by_none.digest == by_empty.digest != _get("tiny").digest

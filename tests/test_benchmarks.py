@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffup_jax.data import doctor, episodes, published, voc
+from diffup_jax.data import doctor, episodes, published
 from diffup_jax.data.benchmarks import BENCHMARKS, COCO_RANKS
+from diffup_jax.data.readers import voc
 from diffup_jax.data.sources import KINDS, Source, boxes, fold_classes, open_source
 from tests import benchmark_files
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffup_jax.data import class_folders
+from diffup_jax.data.readers import class_folders
 from diffup_jax.data.sources import fold_classes, open_source
 from diffup_jax.types import DiffUpError
 from tests import benchmark_files, datasets

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data.coco import open_coco
+from diffup_jax.data.readers.coco import open_coco
 from diffup_jax.types import DiffUpError
 from tests import datasets
 

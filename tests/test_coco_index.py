@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import coco_index
-from diffup_jax.data.coco import open_coco
+from diffup_jax.data.readers import coco_index
+from diffup_jax.data.readers.coco import open_coco
 from diffup_jax.types import DiffUpError
 from tests import datasets
 

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from configs import common
 from diffup_jax import config as configs
-from diffup_jax import in_turn, sections
+from diffup_jax import sections
 from diffup_jax.data import benchmarks, cues, sources
 from diffup_jax.sections import Role
 from diffup_jax.types import DiffUpError
@@ -201,7 +201,7 @@ def test_levels_the_backbone_does_not_have_are_told():
     config = runs.get_config("absent")
     config.prior.levels = ("stage9",)
     with pytest.raises(DiffUpError, match=r"\['stage9'\].*'tiny'.*Its levels: "):
-        in_turn.open_method(configs.from_config(config))
+        configs.open_method(configs.from_config(config))
 
 
 def facts(change=None, *, digest="abc", cues=None):

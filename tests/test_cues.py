@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
 
-from data_prep import cue_pictures
+from demo import cue_pictures
 from diffup_jax.data import cues, rasters
 from diffup_jax.data.cues import Conventions
 from diffup_jax.types import CUES, DiffUpError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import evaluation, metrics, report
-from diffup_jax.data import frames
+from diffup_jax.data import resize
 from diffup_jax.data.batches import Truth
 from diffup_jax.types import DiffUpError, Prediction
 from tests.evaluations import (
@@ -136,7 +136,7 @@ def own_truths(episodes):
     return [Truth(*of) for of in zip(query.mask, query.valid, strict=True)]
 
 
-@pytest.mark.parametrize("frame", frames.FRAMES)
+@pytest.mark.parametrize("frame", resize.FRAMES)
 def test_scoring_at_own_sizes(frame):
     """Against resizing each map alone and counting it alone, whatever the batches."""
     episodes = some_episodes(5)
@@ -154,7 +154,7 @@ def test_scoring_at_own_sizes(frame):
     for place, truth in enumerate(truths):
         if class_ids(5)[place, 0] != 4:
             continue
-        own = frames.leave(prob[place, 0], truth.valid.shape, frame=frame) > 0.5
+        own = resize.leave(prob[place, 0], truth.valid.shape, frame=frame) > 0.5
         both += np.count_nonzero(own & truth.masks[0] & truth.valid)
         either += np.count_nonzero((own | truth.masks[0]) & truth.valid)
     assert three.scores.per_class[1] == 100 * both / either

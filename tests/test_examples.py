@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffup_jax.data import episode, frames
+from diffup_jax.data import episode, resize
 from diffup_jax.data.episode import Example
 from diffup_jax.types import CUES, DiffUpError
 
@@ -20,7 +20,7 @@ def shot(**cues):
 def entered(mask):
     """A mask at the network's size, as evaluation brings it there."""
     nothing = np.zeros(mask.shape, bool)
-    view = frames.enter(PICTURE, mask[None], nothing, None, frame="square", size=SIZE)
+    view = resize.enter(PICTURE, mask[None], nothing, None, frame="square", size=SIZE)
     return view.masks[0]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import lvis92i
-from diffup_jax.data import lvis
+from diffup_jax.data.readers import lvis
 from diffup_jax.data.sources import fold_classes, open_source
 from diffup_jax.types import DiffUpError
 from tests import benchmark_files

@@ -9,8 +9,8 @@ import pytest
 
 import diffup_jax
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods
-from diffup_jax.data import episode, frames, pipeline, protocols
+from diffup_jax import methods
+from diffup_jax.data import episode, pipeline, protocols, resize
 from diffup_jax.data.episode import Example
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.pictures import _opened
@@ -40,7 +40,7 @@ def settings(root):
 @pytest.fixture(scope="module")
 def model(settings):
     """A decoder away from its zero-initialised start."""
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     one = pipeline.making.blank(1, 1, SIZE)
     params = method.init(jax.random.key(0), one)
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_it_answers_as_the_evaluator_does(model, settings, source, drawn):
     )
     image = source.image(images[3])
     result = model.fit(drawn[0][:1]).predict(image)
-    prob = frames.leave(
+    prob = resize.leave(
         np.asarray(expected.probability[0, 0]), image.shape[:2], frame="square"
     )
     np.testing.assert_allclose(result.probability, prob, atol=2e-5)

@@ -17,10 +17,11 @@ from PIL import Image
 
 from data_prep import array_records
 from diffup_jax import files
-from diffup_jax.data import batches, doctor, episodes, lists, packed, pipeline, rasters
+from diffup_jax.data import batches, doctor, episodes, lists, pipeline, rasters
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.data.options import DataSettings
+from diffup_jax.data.readers import packed
 from diffup_jax.data.sources import open_source, rules_of
 from diffup_jax.types import DiffUpError
 from tests import datasets

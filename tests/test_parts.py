@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep import paco_part as prep_paco
 from data_prep import pascal_part as prep_pascal
-from diffup_jax.data import pascal_part
+from diffup_jax.data.readers import pascal_part
 from diffup_jax.data.sources import boxes, fold_classes, open_source
 from diffup_jax.types import DiffUpError
 from tests import benchmark_files

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep import archives, pascal5i
 from data_prep.pascal5i import main, read_mat
-from diffup_jax.data import voc
+from diffup_jax.data.readers import voc
 from diffup_jax.data.sources import open_source
 from diffup_jax.types import DiffUpError
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep import pretrain_tiny, prior_check
-from data_prep.scene_batches import Scenes, crops, draw_scenes
-from data_prep.scene_categories import categories
+from demo import pretrain_tiny, prior_check
+from demo.scene_batches import Scenes, crops, draw_scenes
+from demo.scene_categories import categories
 from diffup_jax import backbones
 from diffup_jax.types import DiffUpError
 

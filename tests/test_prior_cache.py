@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods, prior_cache, sections, training, training_data
+from diffup_jax import (
+    methods,
+    multi_backbone,
+    prior_cache,
+    sections,
+    training,
+    training_data,
+)
 from diffup_jax.arrays import Arrays
 from diffup_jax.data import sources
 from diffup_jax.types import DiffUpError
@@ -192,12 +199,12 @@ def test_the_loss_of_a_kept_episode_is_the_loss_of_the_episode(root, tmp_path):
     config = runs.get_config(str(root))
     config.train.prior_cache = 6
     settings, recipe = configs.from_config(config), recipe_of(config)
-    (turn,) = in_turn.open_turns(settings, recipe.source)
+    (turn,) = multi_backbone.open_turns(settings, recipe.source)
     method = turn.method
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     tx = training.optimiser(settings.train)
     state, frozen = training.init_state(method, tx, settings, mesh)
-    kept = in_turn.cached_batches(
+    kept = multi_backbone.cached_batches(
         (turn,), (frozen,), mesh, recipe, workdir=str(tmp_path)
     )
     whole = training_data.batches(recipe, steps=2)

@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from data_prep import scene_categories
-from data_prep.make_scenes import deal, main, make_scenes
-from data_prep.scene_drawing import draw_scene
+from demo import scene_categories
+from demo.make_scenes import deal, main, make_scenes
+from demo.scene_drawing import draw_scene
 from diffup_jax.types import DiffUpError
 
 # pycocotools 2.0.11 decodes in a way numpy 2 warns of.

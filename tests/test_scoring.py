@@ -15,7 +15,6 @@ from PIL import Image
 from diffup_jax import (
     checkpoint,
     evaluation_data,
-    in_turn,
     scoring,
     training,
 )
@@ -41,7 +40,7 @@ def work(root, tmp_path_factory):
     """A checkpoint as training writes it, of an average away from its start."""
     work = tmp_path_factory.mktemp("work") / "run"
     settings = configs.from_config(runs.get_config(str(root)))
-    method, backbone = in_turn.open_method(settings)
+    method, backbone = configs.open_method(settings)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     tx = training.optimiser(settings.train)
     state, _ = training.init_state(method, tx, settings, mesh)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffup_jax.data import coco_index, rasters
+from diffup_jax.data import rasters
+from diffup_jax.data.readers import coco_index
 from diffup_jax.data.sources import (
     boxes,
     fold_classes,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffup_jax import config as configs
-from diffup_jax import in_turn, methods, scoring, training, training_data
+from diffup_jax import methods, scoring, training, training_data
 from diffup_jax.backbones import clip
 from diffup_jax.backbones.towers import Tower
 from diffup_jax.data import batches, episodes, lists, pipeline, protocols, sources
@@ -130,7 +130,7 @@ def test_text_is_no_shot_of_an_evaluation(root):
 
 def test_text_changes_the_answer_only_where_it_is_valid(config):
     config.method = "prior"
-    method, backbone = in_turn.open_method(configs.from_config(config))
+    method, backbone = configs.open_method(configs.from_config(config))
     table = method.embed_text(NAMES)
     assert len(table) == len(NAMES)
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, atol=1e-5)

@@ -12,10 +12,10 @@ import optax
 import pytest
 
 from data_prep import caption_training as training
-from data_prep import joint_check, prior_check, scene_captions
 from data_prep import pretrain_tiny_clip as program
-from data_prep.scene_batches import Scenes, draw_scenes
-from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, categories
+from demo import joint_check, prior_check, scene_captions
+from demo.scene_batches import Scenes, draw_scenes
+from demo.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax import backbones
 from diffup_jax.backbones import clip, prompts, tokenizer
 from diffup_jax.backbones.towers import Tower

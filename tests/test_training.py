@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffup_jax import checkpoint, in_turn, sections, training, training_data
+from diffup_jax import checkpoint, sections, training, training_data
 from diffup_jax import config as configs
 from diffup_jax.data import batches, episodes, pipeline, sources
 from diffup_jax.types import DiffUpError
@@ -45,7 +45,7 @@ def test_one_device_and_two_give_the_same_update(config):
     is not compared: where a gradient is nothing but rounding, it makes 1 of 1e-8.
     """
     settings = configs.from_config(config)
-    method, _ = in_turn.open_method(settings)
+    method, _ = configs.open_method(settings)
     source = sources.open_split(settings.data, "train", shots=1)
     base = sources.fold_classes(source, settings.data.fold, role="base")
     recipe = training_data.recipe_of(settings, source, base)

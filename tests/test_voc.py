@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from diffup_jax.data import rasters, sources, voc
+from diffup_jax.data import rasters, sources
+from diffup_jax.data.readers import voc
 from diffup_jax.data.sources import boxes, fold_classes, open_source
 from diffup_jax.types import DiffUpError
 

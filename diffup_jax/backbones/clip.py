@@ -106,7 +106,7 @@ _L14 = _B32._replace(
     text=_TEXT_768,
     hub=HUB.format("vit_large_patch14_clip_224"),
 )
-# This project's own (`data_prep.pretrain_tiny_clip`), for drawn scenes. A word list in
+# This project's own (`demo.pretrain_tiny_clip`), for drawn scenes. A word list in
 # place of byte pairs, its marks being the first four tokens.
 _TINY_S = Variant(
     vision=Tower(64, 2, 2, 256, "gelu_pytorch_tanh", 1e-5),

@@ -21,7 +21,7 @@ from jaxtyping import Bool, UInt8, UInt16
 from msgspec import Meta
 from PIL import Image
 
-from diffup_jax.data.frames import View, keep_pixel
+from diffup_jax.data.resize import View, keep_pixel
 from diffup_jax.sections import KEPT, Above, AtLeast, Section, Within
 
 # ITU-R 601 luma: the grey of PIL's own conversion.

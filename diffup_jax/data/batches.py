@@ -25,12 +25,12 @@ from jaxtyping import Bool, Float, Int
 
 from diffup_jax.data import augment as augmentation
 from diffup_jax.data import cues as cue_maker
-from diffup_jax.data import frames
+from diffup_jax.data import resize
 from diffup_jax.data.augment import Augment
 from diffup_jax.data.episodes import Draw, training_draw
-from diffup_jax.data.frames import View
 from diffup_jax.data.options import DataSettings
 from diffup_jax.data.protocols import Protocol
+from diffup_jax.data.resize import View
 from diffup_jax.data.sources import Source
 from diffup_jax.types import CUES, DiffUpError, Episode, Query, Support
 
@@ -239,7 +239,7 @@ def _fill_training(
         maps = image, masks, ignore, instances
         if recipe.augment is None:
             size = recipe.data.image_size
-            return frames.enter_support(*maps, frame="square", size=size)
+            return resize.enter_support(*maps, frame="square", size=size)
         return augmentation.augment(
             *maps,
             generator=generator,
@@ -284,7 +284,7 @@ def _fill_evaluation(
     image, masks, ignore = _query(source, draw)
     if not rule.query_ignore:
         ignore = np.zeros_like(ignore)
-    _put_query(batch, row, frames.enter(image, masks, ignore, None, **entering))
+    _put_query(batch, row, resize.enter(image, masks, ignore, None, **entering))
     read = cue_maker.any_text(recipe.kinds)
     _put_text(batch, row, draw, recipe.texts if read else None)
     kinds = cue_maker.marking(recipe.kinds)
@@ -295,7 +295,7 @@ def _fill_evaluation(
             pixels = _support(source, image_id, class_id, kind, recipe.data.conventions)
             if not rule.support_ignore:
                 pixels = pixels._replace(ignore=np.zeros_like(pixels.ignore))
-            seen, at = frames.enter_support(*pixels, **entering), (row, way, shot)
+            seen, at = resize.enter_support(*pixels, **entering), (row, way, shot)
             generator = None
             if kind in cue_maker.DRAWN:
                 generator = cue_maker.cue_generator(recipe.seed, image_id, class_id)

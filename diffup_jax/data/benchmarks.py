@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from diffup_jax.data import (
+from diffup_jax.data import inspection
+from diffup_jax.data.inspection_json import Findings, Pictures
+from diffup_jax.data.readers import (
     class_folders,
     coco,
-    inspection,
     label_maps,
     lvis,
     packed,
@@ -28,7 +29,6 @@ from diffup_jax.data import (
     pascal_part,
     voc,
 )
-from diffup_jax.data.inspection_json import Findings, Pictures
 
 # VOC class -> rank of the same class in COCO, whose names differ in six cases
 # (airplane, couch, dining table, motorcycle, potted plant, tv).

@@ -24,11 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diffup_jax.data import (
-    inspection_json,
-    rasters,
-    sources,
-)
+from diffup_jax.data import inspection_json, rasters, sources
 from diffup_jax.data.benchmarks import BENCHMARKS
 from diffup_jax.types import DiffUpError
 

@@ -3,7 +3,7 @@
 An example is a picture with what is known of it: a mask, a box, points, scribbles, or
 nothing but a phrase. Coordinates are pixels (x, y) of the picture as it is seen
 (upright), boxes (x0, y0, x1, y1) with the end exclusive. Pictures of every size enter a
-network as evaluation's do (frames.py, "square"), and answers return the same way.
+network as evaluation's do (resize.py, "square"), and answers return the same way.
 
 What the cues mean is what they mean in training (cues.py): a mask and a box say of
 every pixel what it is; scribbles and points only of those they touch. Negative points
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from diffup_jax.data import frames, marks, pictures
+from diffup_jax.data import marks, pictures, resize
 from diffup_jax.data.pictures import Picture
 from diffup_jax.types import CUES, DiffUpError, Query, Support
 
@@ -80,7 +80,7 @@ def shot(example: Example, *, size: int) -> Shot:
     image = pictures.read_picture(example.image)
     shape, canvas, name = image.shape[:2], (size, size), _name(example)
     fg, bg, kinds = _surfaces(example, shape, name)
-    view = frames.enter_support(
+    view = resize.enter_support(
         image,
         np.stack([fg, bg]),
         np.zeros(shape, bool),
@@ -149,7 +149,7 @@ def support(
 def query(image: UInt8[np.ndarray, "h w 3"], *, size: int) -> Query:
     """One image as a batch [1 size size 3]."""
     nothing = np.zeros(image.shape[:2], bool)
-    view = frames.enter(image, nothing[None], nothing, None, frame="square", size=size)
+    view = resize.enter(image, nothing[None], nothing, None, frame="square", size=size)
     return Query(view.image[None], np.ones((1, size, size), bool))
 
 
@@ -157,7 +157,7 @@ def at_own_size(
     values: Float[np.ndarray, "n s s"], shape: tuple[int, int]
 ) -> Float[np.ndarray, "n h w"]:
     """Maps of a network at the size of the image they are of."""
-    return np.stack([frames.leave(each, shape, frame="square") for each in values])
+    return np.stack([resize.leave(each, shape, frame="square") for each in values])
 
 
 def strokes(

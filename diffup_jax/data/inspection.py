@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from diffup_jax.data import class_folders, voc
 from diffup_jax.data.inspection_json import (
     PHOTOGRAPHS,
     Findings,
@@ -21,6 +20,7 @@ from diffup_jax.data.inspection_json import (
     inspect_instances,
     turned,
 )
+from diffup_jax.data.readers import class_folders, voc
 from diffup_jax.files import read_text
 from diffup_jax.types import DiffUpError
 

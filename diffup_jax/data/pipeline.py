@@ -24,7 +24,7 @@ from absl import flags
 
 from diffup_jax.data import batches as making
 from diffup_jax.data import cues as cue_maker
-from diffup_jax.data import following, shared
+from diffup_jax.data import shared, worker_exit
 from diffup_jax.data.batches import EvaluationBatch
 from diffup_jax.data.episodes import Draw
 from diffup_jax.data.options import DataSettings
@@ -224,7 +224,7 @@ class _Workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads them when it starts workers
         self._prefix = shared.new_prefix()
-        dataset = dataset.map(following.follow_parent)
+        dataset = dataset.map(worker_exit.follow_parent)
         # A write beyond the end of /dev/shm kills the worker (containers often give
         # 64 MB): pipes are slower and always work.
         if shared.free_bytes() >= _ROOM:

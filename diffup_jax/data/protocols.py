@@ -3,7 +3,7 @@
 Numbers of two protocols must not stand in one table: the image size, the pixels that
 are scored, the objects that count and the episodes all differ. This room only states
 the rules; what they ask of a benchmark stands in its row of benchmarks.py. `draws`
-makes the episodes, `frames` the images, the evaluation the score.
+makes the episodes, `resize` the images, the evaluation the score.
 
 Sources: the published code of HSNet, PFENet and DENet; "original" and "clean" are
 this project's. What a protocol leaves open, or fixes for Pascal and COCO only, is our

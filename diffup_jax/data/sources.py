@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt16
 from scipy import ndimage
 
-from diffup_jax.data import coco, packed, protocols
+from diffup_jax.data import protocols
 from diffup_jax.data.benchmarks import BENCHMARKS, Benchmark
 from diffup_jax.data.options import DataSettings
+from diffup_jax.data.readers import coco, packed
 from diffup_jax.types import DiffUpError
 
 KINDS = tuple(BENCHMARKS)

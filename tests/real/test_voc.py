@@ -25,7 +25,8 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from data_prep import pascal5i
-from diffup_jax.data import published, voc
+from diffup_jax.data import published
+from diffup_jax.data.readers import voc
 from diffup_jax.data.sources import open_source
 
 # COCO's names of VOC classes where they differ.

@@ -35,8 +35,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
-from data_prep import scene_captions
-from data_prep.scene_categories import categories
+from demo import scene_captions
+from demo.scene_categories import categories
 from diffup_jax import backbones, images, weights
 from diffup_jax.backbones import clip, tokenizer, towers
 

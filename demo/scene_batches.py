@@ -16,9 +16,9 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.make_scenes import deal, jpeg
-from data_prep.scene_categories import categories
-from data_prep.scene_drawing import draw_scene
+from demo.make_scenes import deal, jpeg
+from demo.scene_categories import categories
+from demo.scene_drawing import draw_scene
 
 SIZE = 256  # pixels of each side
 

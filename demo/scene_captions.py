@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, categories
+from demo.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax.backbones import prompts
 
 WHOLE = tuple(one.name for one in categories("pretraining"))

@@ -37,7 +37,8 @@ from jaxtyping import Bool, UInt8, UInt16
 from pycocotools import mask as coco_mask
 
 from diffup_jax.arrays import Arrays
-from diffup_jax.data import coco_index, rasters
+from diffup_jax.data import rasters
+from diffup_jax.data.readers import coco_index
 from diffup_jax.types import DiffUpError
 
 CROWD = ("hsnet", "ignore")

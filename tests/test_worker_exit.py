@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffup_jax.data import following
+from diffup_jax.data import worker_exit
 from tests import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,4 +69,4 @@ def test_workers_of_a_killed_run_end(tmp_path):
 
 
 def test_the_first_process_follows_nobody():
-    assert following.follow_parent((1, 2)) == (1, 2)
+    assert worker_exit.follow_parent((1, 2)) == (1, 2)

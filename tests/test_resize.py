@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffup_jax.data import frames, rasters
+from diffup_jax.data import rasters, resize
 from diffup_jax.types import DiffUpError
 
 
@@ -21,7 +21,7 @@ def picture(height, width, seed=0):
 def test_square_is_the_hsnet_rule():
     image, masks, ignore = picture(50, 70)
     numbers = masks[0].astype(np.uint16) * 3
-    view = frames.enter(image, masks, ignore, numbers, frame="square", size=32)
+    view = resize.enter(image, masks, ignore, numbers, frame="square", size=32)
     assert (view.image == rasters.resize_image(image, 32)).all()
     for mask, small in zip(masks, view.masks, strict=True):
         assert (small == rasters.resize_mask(mask, 32)).all()
@@ -41,7 +41,7 @@ def test_square_is_the_hsnet_rule():
 )
 def test_pad_keeps_the_aspect_and_ignores_the_rest(shape, size, rows, columns):
     image, masks, ignore = picture(*shape)
-    view = frames.enter(image, masks, ignore, None, frame="pad", size=size)
+    view = resize.enter(image, masks, ignore, None, frame="pad", size=size)
     assert view.image.shape == (size, size, 3) and view.image.dtype == np.uint8
     assert view.masks.shape == (2, size, size) and view.instances is None
     inside = np.zeros((size, size), bool)
@@ -58,7 +58,7 @@ def test_pad_keeps_the_aspect_and_ignores_the_rest(shape, size, rows, columns):
     assert (view.ignore[:rows, :columns] == ignore[ys][:, xs]).all()
 
 
-@pytest.mark.parametrize("frame", frames.FRAMES)
+@pytest.mark.parametrize("frame", resize.FRAMES)
 @pytest.mark.parametrize("place", [(0, 0), (299, 399), (131, 57)])
 def test_a_support_keeps_a_pixel_where_a_query_may_lose_all(frame, place):
     mask = np.zeros((1, 300, 400), bool)
@@ -66,19 +66,19 @@ def test_a_support_keeps_a_pixel_where_a_query_may_lose_all(frame, place):
     image = np.zeros((300, 400, 3), np.uint8)
     maps = image, mask, ~mask[0], mask[0].astype(np.uint16)
     lost = [
-        not frames.enter(*maps, frame=frame, size=size).masks.any()
+        not resize.enter(*maps, frame=frame, size=size).masks.any()
         for size in range(24, 56, 8)
     ]
     assert any(lost) == (place != (0, 0))  # the nearest rule reads upper left corners
     for size in range(24, 56, 8):
-        view = frames.enter_support(*maps, frame=frame, size=size)
+        view = resize.enter_support(*maps, frame=frame, size=size)
         assert view.masks.sum() == 1 and not (view.masks[0] & view.ignore).any()
         assert (view.instances == view.masks[0]).all()
         at = np.argwhere(view.masks[0])[0]
         rows = size if frame == "square" else 3 * size // 4 // 8 * 8
         expected = np.array(place) * (rows, size) / (300, 400)
         assert (np.abs(at - expected) < 1.5).all()
-    nothing = frames.enter_support(image, mask & False, ~mask[0], None,
+    nothing = resize.enter_support(image, mask & False, ~mask[0], None,
                                    frame=frame, size=32)  # fmt: skip
     assert not nothing.masks.any()
 
@@ -97,12 +97,12 @@ def test_an_answer_returns_by_aligned_corners(shape):
         )
         return 0.2 + 0.3 * v + 0.4 * u + 0.1 * u * v
 
-    square = frames.leave(values, shape, frame="square")
+    square = resize.leave(values, shape, frame="square")
     assert square.shape == shape and square.dtype == np.float32
     np.testing.assert_allclose(square, at(*shape), atol=1e-6)
     # "pad": the whole square of the longer side, of which the image is a corner.
     longer = max(shape)
-    padded = frames.leave(values, shape, frame="pad")
+    padded = resize.leave(values, shape, frame="pad")
     np.testing.assert_allclose(
         padded, at(longer, longer)[: shape[0], : shape[1]], atol=1e-6
     )
@@ -110,8 +110,8 @@ def test_an_answer_returns_by_aligned_corners(shape):
 
 def test_leaving_at_the_same_size_changes_nothing():
     values = np.random.default_rng(0).random((24, 24), np.float32)
-    for frame in frames.FRAMES:
-        assert (frames.leave(values, (24, 24), frame=frame) == values).all()
+    for frame in resize.FRAMES:
+        assert (resize.leave(values, (24, 24), frame=frame) == values).all()
 
 
 def test_entering_and_leaving_is_nearly_the_mask():
@@ -119,11 +119,11 @@ def test_entering_and_leaving_is_nearly_the_mask():
     y, x = np.mgrid[:180, :240]
     mask = (y - 80) ** 2 + (x - 130) ** 2 < 55**2
     image = np.zeros((180, 240, 3), np.uint8)
-    for frame in frames.FRAMES:
-        view = frames.enter(
+    for frame in resize.FRAMES:
+        view = resize.enter(
             image, mask[None], np.zeros_like(mask), None, frame=frame, size=120
         )
-        back = frames.leave(view.masks[0].astype(np.float32), (180, 240), frame=frame)
+        back = resize.leave(view.masks[0].astype(np.float32), (180, 240), frame=frame)
         back = back > 0.5
         assert (back & mask).sum() / (back | mask).sum() > 0.96
 
@@ -131,6 +131,6 @@ def test_entering_and_leaving_is_nearly_the_mask():
 def test_an_unknown_frame_is_told():
     image, masks, ignore = picture(8, 8)
     with pytest.raises(DiffUpError, match="unknown frame 'round'"):
-        frames.enter(image, masks, ignore, None, frame="round", size=8)
+        resize.enter(image, masks, ignore, None, frame="round", size=8)
     with pytest.raises(DiffUpError, match="unknown frame 'round'"):
-        frames.leave(np.zeros((8, 8), np.float32), (9, 9), frame="round")
+        resize.leave(np.zeros((8, 8), np.float32), (9, 9), frame="round")

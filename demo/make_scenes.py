@@ -1,6 +1,6 @@
 """Writes a folder of drawn scenes in the COCO format: the data of the demo.
 
-    python -m data_prep.make_scenes --out DIR --images 1000 --size 256 --seed 0
+    python -m demo.make_scenes --out DIR --images 1000 --size 256 --seed 0
 
 makes
 
@@ -43,9 +43,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from data_prep import scene_categories, scene_drawing
-from data_prep.scene_categories import categories
-from data_prep.scene_drawing import Drawn, draw_scene
+from demo import scene_categories, scene_drawing
+from demo.scene_categories import categories
+from demo.scene_drawing import Drawn, draw_scene
 from diffup_jax.files import whole_or_absent
 from diffup_jax.types import DiffUpError
 
@@ -97,7 +97,7 @@ def make_scenes(
         hashes = _write(
             partial, counts=counts, size=size, seed=seed, processes=processes
         )
-        manifest = {"made_by": "data_prep.make_scenes", "asked": asked, "files": hashes}
+        manifest = {"made_by": "demo.make_scenes", "asked": asked, "files": hashes}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return True
 
@@ -134,7 +134,7 @@ def jpeg(generator: np.random.Generator, image: np.ndarray) -> bytes:
 def main(arguments: Sequence[str]) -> int:
     """The command line; exit status 2 and one line for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.make_scenes",
+        prog="python -m demo.make_scenes",
         description="Draw scenes in the COCO format.",
     )
     parser.add_argument("--out", required=True, help="folder to make")
@@ -185,7 +185,7 @@ def _is_already(out: Path, asked: dict[str, Any]) -> bool:
         return False
     try:
         manifest = json.loads((out / _MANIFEST).read_text())
-        ours = manifest["made_by"] == "data_prep.make_scenes" and present <= _OURS
+        ours = manifest["made_by"] == "demo.make_scenes" and present <= _OURS
         files, was_asked = manifest["files"], manifest["asked"]
     except (OSError, ValueError, KeyError, TypeError):
         ours = False

@@ -1,6 +1,6 @@
 """Draws every cue convention, and measures how much of a mask each one marks.
 
-    python -m data_prep.cue_pictures --out docs/cues.png
+    python -m demo.cue_pictures --out docs/cues.png
 
 writes one picture: a row per object, a column per convention, on a pale grey scene with
 foreground pink, known background blue and unknown as it is; scribbles and points are
@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from data_prep.make_scenes import deal
-from data_prep.scene_categories import categories
-from data_prep.scene_drawing import draw_scene
+from demo.make_scenes import deal
+from demo.scene_categories import categories
+from demo.scene_drawing import draw_scene
 from diffup_jax.data import cues, rasters
 from diffup_jax.data.cues import Conventions
 from diffup_jax.files import whole_or_absent
@@ -125,7 +125,7 @@ def measure(*, scenes: int, seed: int) -> dict[str, Marked]:
 def main(arguments: Sequence[str]) -> int:
     """The command line; exit status 2 and one line for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.cue_pictures",
+        prog="python -m demo.cue_pictures",
         description="Draw every cue convention and measure what it marks.",
     )
     parser.add_argument("--out", required=True, help="picture to write, PNG")

@@ -1,6 +1,6 @@
 """The picture of README.md: two examples of a thing, and the answer on other pictures.
 
-    python -m data_prep.example_picture --model runs/quickstart_text \
+    python -m demo.example_picture --model runs/quickstart_text \
         --scenes runs/scenes --out docs/example.png
 
 A class that the model never trained on (a novel class of its fold) in scenes that this
@@ -46,7 +46,7 @@ def draw(model: str, scenes: str, out: str, *, number: int) -> str:
     if not usable:
         raise DiffUpError(
             f"no novel class of {scenes!r} has the four pictures that are shown; draw "
-            "more scenes (data_prep.make_scenes --images)."
+            "more scenes (demo.make_scenes --images)."
         )
     shown = usable[number % len(usable)]
     names = source.image_ids(shown)[:4]
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="folder of a trained run")
-    parser.add_argument("--scenes", required=True, help="data_prep.make_scenes --out")
+    parser.add_argument("--scenes", required=True, help="demo.make_scenes --out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--number", type=int, default=0, help="of the novel class")
     options = parser.parse_args(arguments)

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, Category
-from data_prep.scene_categories import unit_outline as _unit_outline
+from demo.scene_categories import COLOURS, SHAPES, TEXTURES, Category
+from demo.scene_categories import unit_outline as _unit_outline
 
 _REFERENCE_SIZE = 256
 _DIAMETER = (30.0, 110.0)  # pixels at the reference size

@@ -1,6 +1,6 @@
 """Trains `tiny_clip_s` and `tiny_clip_m`, the embedded image-text backbones.
 
-    python -m data_prep.pretrain_tiny_clip --name tiny_clip_s
+    python -m demo.pretrain_tiny_clip --name tiny_clip_s
 
 draws scenes of the 320 pretraining categories (none of the 80 evaluated ones), trains
 both towers of `diffup_jax.backbones.clip` on captions, from nothing, in minutes on two
@@ -16,7 +16,7 @@ positions is for 24 x 24, an image of 192 x 192, the quickstart's size.
 Checks, on new scenes of the pretraining categories at 192 x 192: `joint_check`, and the
 1-shot prior of `prior_check`. When every choice has been made,
 
-    python -m data_prep.pretrain_tiny_clip --name tiny_clip_s --evaluated
+    python -m demo.pretrain_tiny_clip --name tiny_clip_s --evaluated
 
 trains nothing: it adds to the log, for information, what the dense checks give on
 scenes of the evaluated categories.
@@ -42,11 +42,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep import joint_check, scene_captions
-from data_prep.caption_training import PATCHES, draw_captions, make_step
-from data_prep.prior_check import choose_pairs, foreground_iou, prior_iou
-from data_prep.scene_batches import Scenes, crops, draw_scenes
-from data_prep.scene_categories import categories
+from demo import joint_check, scene_captions
+from demo.caption_training import PATCHES, draw_captions, make_step
+from demo.prior_check import choose_pairs, foreground_iou, prior_iou
+from demo.scene_batches import Scenes, crops, draw_scenes
+from demo.scene_categories import categories
 from diffup_jax import backbones, weights
 from diffup_jax.backbones import clip, tokenizer
 from diffup_jax.files import read_text, whole_or_absent, write_whole
@@ -178,7 +178,7 @@ def shrunk(scenes: Scenes, size: int) -> Scenes:
 def main(arguments: Sequence[str]) -> int:
     """The command line; exit status 2 and one line for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pretrain_tiny_clip",
+        prog="python -m demo.pretrain_tiny_clip",
         description="Train an embedded image-text backbone on drawn scenes.",
     )
     parser.add_argument("--name", choices=NAMES, required=True)

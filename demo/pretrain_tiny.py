@@ -1,6 +1,6 @@
 """Trains the `tiny` backbone on drawn scenes, from nothing, in minutes on two cores.
 
-    python -m data_prep.pretrain_tiny
+    python -m demo.pretrain_tiny
 
 draws scenes of the 320 pretraining categories (none of the 80 evaluated ones), trains,
 and writes `diffup_jax/backbones/tiny.safetensors` and beside it `tiny.log`: the
@@ -51,9 +51,9 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from data_prep.prior_check import choose_pairs, foreground_iou, prior_iou
-from data_prep.scene_batches import Scenes, crops, draw_scenes
-from data_prep.scene_categories import COLOURS, SHAPES, TEXTURES, categories
+from demo.prior_check import choose_pairs, foreground_iou, prior_iou
+from demo.scene_batches import Scenes, crops, draw_scenes
+from demo.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax import backbones, images, weights
 from diffup_jax.backbones import resnet
 from diffup_jax.files import whole_or_absent, write_whole
@@ -260,7 +260,7 @@ def pretrain(
 def main(arguments: Sequence[str]) -> int:
     """The command line; exit status 2 and one line for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pretrain_tiny",
+        prog="python -m demo.pretrain_tiny",
         description="Train the tiny backbone on drawn scenes.",
     )
     packaged = str(importlib.resources.files(backbones) / VARIANT.packaged)

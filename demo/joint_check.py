@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from data_prep import prior_check, scene_captions
+from demo import prior_check, scene_captions
 from diffup_jax import images
 from diffup_jax.backbones import Backbone, prompts
 

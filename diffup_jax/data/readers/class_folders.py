@@ -26,7 +26,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
 from PIL import Image
 
-from diffup_jax.data import coco, rasters
+from diffup_jax.data import rasters
+from diffup_jax.data.readers import coco
 from diffup_jax.files import read_json, read_text
 from diffup_jax.types import DiffUpError
 

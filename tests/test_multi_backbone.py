@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from diffup_jax import config as configs
-from diffup_jax import in_turn, training
+from diffup_jax import multi_backbone, training
 from diffup_jax.data import sources
 from diffup_jax.types import DiffUpError
 from tests import datasets, runs
@@ -16,7 +16,7 @@ from tests import datasets, runs
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return datasets.write_label_maps(tmp_path_factory.mktemp("in_turn"), train=40)
+    return datasets.write_label_maps(tmp_path_factory.mktemp("two"), train=40)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_validation_tells_each_backbone(config, tmp_path, capsys, taken, monkeyp
     settings = configs.from_config(config)
     source = sources.open_split(settings.data, "train", shots=1)
     for own, size in zip(
-        in_turn.open_turns(settings, source),
+        multi_backbone.open_turns(settings, source),
         (line["val_miou"], other["val_miou_tiny_clip_s"]),
         strict=True,
     ):

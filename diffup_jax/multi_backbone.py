@@ -19,8 +19,8 @@ import msgspec
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from diffup_jax import backbones, methods, prior_cache, training_data
 from diffup_jax import config as configs
+from diffup_jax import prior_cache, training_data
 from diffup_jax.backbones import Backbone
 from diffup_jax.config import Settings
 from diffup_jax.data.batches import Texts, Training
@@ -53,19 +53,6 @@ def require_text(settings: Settings) -> None:
     for name, each in _in_turn(settings).items():
         with _named(name):
             configs.require_text(each, each.train.cues)
-
-
-def open_method(settings: Settings) -> tuple[Method, Backbone | None]:
-    """The method of a run over its backbone.
-
-    Raises:
-      DiffUpError: for a backbone, weights or levels that cannot be used.
-    """
-    kind, backbone = methods.get(settings.method), None
-    if kind.uses_backbone:
-        options = settings.backbone
-        backbone = backbones.get(options.name, weights=options.weights)
-    return kind.make(settings, backbone), backbone
 
 
 def open_turns(settings: Settings, source: Source) -> tuple[Turn, ...]:
@@ -185,7 +172,7 @@ def _in_turn(settings: Settings) -> dict[str, Settings]:
 
 def _opened(name: str, settings: Settings, source: Source) -> Turn:
     with _named(name):
-        method, backbone = open_method(settings)
+        method, backbone = configs.open_method(settings)
         texts = training_data.class_texts(method, source, settings.train.cues)
         if name:  # the first is tried by initialisation
             params = {"backbone": backbone.params}

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffup_jax.data import coco
+from diffup_jax.data.readers import coco
 from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffup_jax.data import lvis, parts
+from diffup_jax.data.readers import lvis, parts
 from diffup_jax.files import read_json
 from diffup_jax.types import DiffUpError
 
