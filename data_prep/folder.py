@@ -5,9 +5,9 @@
 reads what `diffup_jax/data/readers/class_folders.py` reads (DIR/CLASS/NAME.jpg and
 NAME.png, or one COCO instances JSON), lists every problem it finds, and says how many
 images each class has. Without DIR/classes.json all classes are novel in fold 0: right
-for testing a trained network. To train on the folder itself, `--folds N` writes DIR/classes.json with
-class k in fold k mod N; a file that is there with other folds is refused, because
-results are named after folds. Pictures are only read.
+for testing a trained network. To train on the folder itself, `--folds N` writes
+DIR/classes.json with class k in fold k mod N; a file that is there with other folds is
+refused, because results are named after folds. Pictures are only read.
 """
 
 from __future__ import annotations
