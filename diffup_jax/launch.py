@@ -28,7 +28,11 @@ def run(main: Callable[[Any], None], *, of_workdir: bool) -> None:
     that of the newest checkpoint in --workdir.
     """
     workdir = _value(sys.argv[1:], "workdir") if of_workdir else None
-    if workdir is None or _value(sys.argv[1:], "config") is not None:
+    named = _value(sys.argv[1:], "config")
+    if named is None and workdir is None and not _asks_for_help(sys.argv[1:]):
+        trained = ", or a trained run with --workdir=FOLDER" if of_workdir else ""
+        fail(f"no config is named; give one with --config=FILE (configs/){trained}.")
+    if workdir is None or named is not None:
         config = config_flags.DEFINE_config_file(
             "config", None, "Python file with get_config; see configs/."
         )
@@ -61,6 +65,10 @@ def _saved(workdir: str) -> ConfigDict:
         )
     run = checkpoint.saved_run(workdir, step)
     return ConfigDict(configs.values(configs.from_config(run["config"])))
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return any(argument.startswith(("--help", "-help", "-?")) for argument in arguments)
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:
