@@ -240,7 +240,7 @@ FREE_TO_CHANGE = {
     "eval.shots": (5,),
     "eval.seed": 9,
     "eval.protocol": "original",
-    "diffup.sampler.steps": 3,
+    "diffup.sampler.eta": 0.0,
     "diffup.sampler.threshold": "iou",
 }
 
@@ -346,7 +346,7 @@ def test_a_model_is_bound_to_what_its_parameters_mean():
         "diffup.decoder.query_rgb": True,
         "diffup.decoder.scm": True,
         "diffup.decoder.dqm": True,
-        "diffup.process.diffusion": True,
+        "diffup.process.diffusion": False,
         "diffup.process.signal_scale": 1.0,
         "diffup.process.condition_strength": 0.0,
     }

@@ -44,6 +44,8 @@ def test_one_device_and_two_give_the_same_update(config):
     The gradient is read from Adam's first moment after one step. Adam's quotient itself
     is not compared: where a gradient is nothing but rounding, it makes 1 of 1e-8.
     """
+    config.diffup.process.diffusion = True  # more is drawn than without a chain
+    config.diffup.sampler.steps = 2
     settings = configs.from_config(config)
     method, _ = configs.open_method(settings)
     source = sources.open_split(settings.data, "train", shots=1)
