@@ -74,7 +74,7 @@ def test_results_lists_and_gallery(config, work, tmp_path, capsys):
         assert row["episodes"] == 6 and row["weights"] == "run step 7"
         assert row["weights_digest"].startswith("random ")
         assert row["method"] == "diffup"
-        assert row["settings"] == "diffusion, 2 steps, 1 samples, cut at 1/2"
+        assert row["settings"] == "one forward, cut at 1/2"
         assert [item["class_id"] for item in row["per_class"]] == [0, 4]
     (path,) = (output.parent / "episodes").iterdir()
     draws, meta = lists.read_draws(path)

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from data_prep import caption_training as training
-from data_prep import pretrain_tiny_clip as program
+from demo import caption_training as training
 from demo import joint_check, prior_check, scene_captions
+from demo import pretrain_tiny_clip as program
 from demo.scene_batches import Scenes, draw_scenes
 from demo.scene_categories import COLOURS, SHAPES, TEXTURES, categories
 from diffup_jax import backbones
