@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", required=True, help="folder of a trained run")
     parser.add_argument("--scenes", required=True, help="demo.make_scenes --out")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=0, help="of the novel class")
+    parser.add_argument("--number", type=int, default=1, help="of the novel class")
     options = parser.parse_args(arguments)
     try:
         told = draw(
