@@ -114,6 +114,11 @@ def _found(source: str | os.PathLike) -> tuple[dict[str, Any], Any, str]:
             "the training-free method."
         )
     run = files.read_json(paths[0], fix="Save the model again.")
+    if not isinstance(run, dict) or not {"config", "version"} <= run.keys():
+        raise DiffUpError(
+            f"{name!r} is no model that Model.save wrote. If it is a backbone, name it "
+            f"beside a model: backbone=NAME, weights={name!r}."
+        )
     configs.check_version(run, f"The model {name!r}")
     return run, functools.partial(_exported, paths[1]), name
 

@@ -18,6 +18,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -89,12 +90,20 @@ class Model:
         """Writes the trained parts and their config, for `load` and for a hub.
 
         The frozen backbone is not in it: it is named, and fetched where it is used.
-        Raises DiffUpError for a training-free method.
+        Raises DiffUpError for a training-free method, and for a folder that holds
+        anything else than such a model: it would be replaced.
         """
         if not self.method.trainable:
             raise DiffUpError(
                 f"method {self.method.name!r} has no trained part to save; it is "
                 f'loaded with load("{self.method.name}", backbone=...).'
+            )
+        there = Path(folder)
+        others = {x.name for x in there.iterdir()} if there.is_dir() else set()
+        if there.is_file() or others - {RUN, WEIGHTS}:
+            raise DiffUpError(
+                f"{str(there)!r} is there and holds something else than a saved model; "
+                "name a new folder."
             )
         trained = {name: self.params[name] for name in self.method.trainable}
         with files.whole_or_absent(folder) as partial:

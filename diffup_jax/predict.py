@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
     queries = list(_pictures(options.query))
     out = Path(options.out)
     _require_writable(out)
+    _require_apart(out, queries, described)
     settings = dict(map(_setting, options.set))
 
     import diffup_jax
@@ -249,6 +250,25 @@ def _stems(queries: Sequence[str]) -> list[str]:
         seen.add(stem)
         stems.append(stem)
     return stems
+
+
+def _require_apart(
+    out: Path, queries: Sequence[str], described: Sequence[dict[str, Any]]
+) -> None:
+    """Answers never lie among what was given: one could replace a mask drawn by hand.
+
+    Raises DiffUpError otherwise.
+    """
+    given = [Path(query) for query in queries]
+    for example in described:
+        files = [v for k, v in example.items() if k not in ("text", "label")]
+        given += [Path(value) for value in files if isinstance(value, str)]
+    for path in given:
+        if path.resolve().parent == out.resolve():
+            raise DiffUpError(
+                f"--out {str(out)!r} is the folder of {str(path)!r}; name another, so "
+                "that no answer takes the place of a file of yours."
+            )
 
 
 def _require_writable(out: Path) -> None:

@@ -71,9 +71,9 @@ def class_texts(
     return method.embed_text(source.class_names)
 
 
-def example(settings: Settings, *, text: int = 0) -> Episode:
+def example(settings: Settings) -> Episode:
     """A blank episode of the run's shape, for initialisation."""
-    return making.blank(1, 1, settings.data.image_size, text=text)
+    return making.blank(1, 1, settings.data.image_size)
 
 
 def open_cache(

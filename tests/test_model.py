@@ -229,6 +229,24 @@ def test_a_saved_model_is_the_same_model(model, task, source, drawn, tmp_path):
         diffup_jax.load(tmp_path / "kept", settings={"diffup.decoder.size": "B"})
 
 
+def test_saving_never_replaces_anything_else(model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"mine")
+    with pytest.raises(DiffUpError, match="name a new folder"):
+        model.save(tmp_path / "photos")
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"mine"
+    model.save(tmp_path / "kept")
+    model.save(tmp_path / "kept")  # a model may be saved again
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_the_folder_of_a_backbone_is_no_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DiffUpError, match="If it is a backbone"):
+        diffup_jax.load(tmp_path)
+
+
 def test_another_backbone_needs_no_training(model, source, drawn, tmp_path):
     model.save(tmp_path / "kept")
     swapped = diffup_jax.load(tmp_path / "kept", backbone="tiny", weights="random")

@@ -119,6 +119,20 @@ def test_a_folder_is_segmented(folder, tmp_path, capsys):
         assert mask.shape == datasets.SIZE and set(np.unique(mask)) <= {0, 255}
 
 
+@pytest.mark.parametrize("given", ["query", "mask"])
+def test_answers_never_lie_among_what_was_given(folder, tmp_path, capsys, given):
+    root, pictures = folder
+    mask = root / "picture002_mask.png"
+    out = pictures[1].parent if given == "query" else root
+    status = cli.main(
+        [
+            *("predict", *MODEL, "--example", str(pictures[0]), "--mask", str(mask)),
+            *("--query", str(pictures[1]), "--out", str(out)),
+        ]
+    )
+    assert status == 2 and "name another" in capsys.readouterr().err
+
+
 def test_it_says_what_python_says(folder, tmp_path):
     import diffup_jax
 
