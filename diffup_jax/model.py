@@ -232,7 +232,7 @@ class Task:
             said[side, way] = (said[side, way] | new[side]) & ~new[other]
         size = self.model.size
         seen = [np.stack([_shrunk(each, size) for each in side])[None] for side in said]
-        observed = result.observed.get(self._observed, result.image)
+        observed = result.observed.get(self, self._observed, result.image)
         before = _seen_probability(result, size)
         found = self.model._answer(
             self.model.params, observed, Strokes(*seen, before[None])

@@ -31,16 +31,18 @@ COLOURS = (
 
 
 class Observed:
-    """What a method keeps of a picture for corrections: made once, when first asked."""
+    """What a task keeps of a picture for corrections: made once, when first asked."""
 
     def __init__(self):
-        self._lock, self._found = threading.Lock(), None
+        self._lock, self._owner, self._found = threading.Lock(), None, None
 
-    def get(self, make: Callable[[np.ndarray], Any], image: np.ndarray) -> Any:
-        """The kept features, made by `make(image)` the first time."""
+    def get(
+        self, owner: Any, make: Callable[[np.ndarray], Any], image: np.ndarray
+    ) -> Any:
+        """What `make(image)` gave the first time that this `owner` (a task) asked."""
         with self._lock:
-            if self._found is None:
-                self._found = make(image)
+            if self._owner is not owner:
+                self._owner, self._found = owner, make(image)
             return self._found
 
 

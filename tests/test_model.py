@@ -186,6 +186,16 @@ def test_corrections_are_honoured_and_add_up(task, source, drawn):
     assert not back.mask[12, 10]
 
 
+def test_another_task_corrects_by_its_own_examples(model, task, source, drawn):
+    image = source.image(drawn[1][0])
+    result = task.predict(image)
+    task.correct(result, points=[(10, 12)])  # what was kept is of the first task
+    other = model.fit([example(source, source.image_ids(5)[0], 5)], label="it")
+    found = other.correct(result, points=[(10, 12)])
+    alone = other.correct(other.predict(image), points=[(10, 12)])
+    np.testing.assert_allclose(found.probability, alone.probability, atol=2e-5)
+
+
 def test_bad_corrections_are_refused(model, task, source, drawn):
     result = task.predict(source.image(drawn[1][0]))
     with pytest.raises(DiffUpError, match="says nothing"):
